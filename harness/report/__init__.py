@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: MIT
+"""Judgements for people (a terminal table) and for machines (JSON); it knows results only, never a guest."""
+
+from harness.report.complete import IncompleteJudgement, require_complete
+from harness.report.decisions import decisions_table
+from harness.report.json_report import ReportNotWritten, to_json, write_json
+from harness.report.table import print_judgement, report_console
+
+__all__ = [
+    "IncompleteJudgement",
+    "ReportNotWritten",
+    "decisions_table",
+    "print_judgement",
+    "report_console",
+    "require_complete",
+    "to_json",
+    "write_json",
+]

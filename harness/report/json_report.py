@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: MIT
+"""Judgements as JSON, for machines.
+
+Schema ``iobmd.judgement/1``. Keys come in a fixed order, so that two reports can be compared line by line.
+Addresses and page-table entries are hexadecimal strings, since 64 bits do not survive every JSON reader as
+numbers; lengths and sizes are numbers, in bytes. A key is only ever added; a change of meaning changes the
+schema's number.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from harness.contract.catalogue import Catalogue
+from harness.contract.catalogue import catalogue as shipped
+from harness.contract.model import ClauseResult, Evidence, Judgement, PageEvidence, Verdict
+from harness.errors import HarnessError
+from harness.report.complete import by_group, outside, require_complete
+
+SCHEMA: Final = "iobmd.judgement/1"
+
+
+class ReportNotWritten(HarnessError):
+    """The report's file cannot be written; whatever stood there before still stands there."""
+
+
+def to_json(judgement: Judgement, catalogue: Catalogue | None = None) -> str:
+    """Return *judgement* as one JSON document that ends in a newline and is plain ASCII.
+
+    Args:
+        judgement: what to report.
+        catalogue: what it must cover; the default is the shipped catalogue.
+
+    Raises:
+        IncompleteJudgement: it does not cover the catalogue.
+    """
+    clauses = shipped() if catalogue is None else catalogue
+    require_complete(judgement, clauses)
+    return json.dumps(_document(judgement, clauses), indent=2, allow_nan=False) + "\n"
+
+
+def write_json(judgement: Judgement, path: Path, catalogue: Catalogue | None = None) -> None:
+    """Write `to_json` to *path*: all of it, or nothing at all.
+
+    The text goes to a new file in the same folder, which then takes the name. What is no regular file
+    (a pipe, a terminal) is written to directly.
+
+    Raises:
+        IncompleteJudgement: the judgement does not cover the catalogue.
+        ReportNotWritten: the file cannot be written.
+    """
+    text = to_json(judgement, catalogue)
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_text(text, encoding="ascii")
+        else:
+            _replace(path.resolve(), text)
+    except OSError as error:
+        raise ReportNotWritten(
+            f"the JSON report was not written: {error.strerror or error}",
+            tried=f"writing {path}",
+            hint="name a file in an existing folder you may write to",
+        ) from error
+
+
+def _replace(path: Path, text: str) -> None:
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with new.open("x", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _document(judgement: Judgement, catalogue: Catalogue) -> dict[str, Any]:
+    made_on = judgement.provenance
+    captures = judgement.oracle_milliseconds
+    return {
+        "schema": SCHEMA,
+        "catalogue": {"clauses": len(catalogue), "implementation": catalogue.implementation},
+        "provenance": {
+            "kernel": made_on.kernel,
+            "release": made_on.release,
+            "qemu": made_on.qemu,
+            "accelerator": made_on.accelerator,
+            "accelerator_reason": made_on.accelerator_reason,
+            "machine": made_on.machine,
+            "module": made_on.module,
+        },
+        "judged": "attributes, not caching behaviour",
+        "counts": {
+            **_counts(judgement.results),
+            "total": len(judgement.results),
+            "from_outside": len(outside(judgement)[1]),
+        },
+        "timings": {
+            "boot_seconds": round(judgement.boot_seconds, 6),
+            "check_seconds": round(judgement.check_seconds, 6),
+            "oracle_milliseconds": {
+                "count": len(captures),
+                "median": round(median(captures), 3) if captures else None,
+                "max": round(max(captures), 3) if captures else None,
+            },
+        },
+        "groups": [
+            {"group": letter, "title": catalogue.groups[letter], "counts": _counts(results)}
+            for letter, results in by_group(judgement, catalogue).items()
+        ],
+        "clauses": [_clause(result) for result in judgement.results],
+    }
+
+
+def _counts(results: tuple[ClauseResult, ...]) -> Mapping[str, int]:
+    return {verdict.value: sum(result.verdict is verdict for result in results) for verdict in Verdict}
+
+
+def _clause(result: ClauseResult) -> dict[str, Any]:
+    return {
+        "id": result.clause.id,
+        "group": result.clause.group,
+        "kind": result.clause.kind.value,
+        "sentence": result.clause.sentence,
+        "verdict": result.verdict.value,
+        "reason": result.reason,
+        "expected": result.expected,
+        "observed": result.observed,
+        "from_outside": result.from_outside,
+        "seconds": round(result.seconds, 6),
+        "evidence": _evidence(result.evidence),
+    }
+
+
+def _evidence(evidence: Evidence) -> dict[str, Any]:
+    return {
+        "notes": list(evidence.notes),
+        "ranges": [{"start": hex(start), "length": length} for start, length in evidence.ranges],
+        "pages": [_page(page) for page in evidence.pages],
+    }
+
+
+def _page(page: PageEvidence) -> dict[str, Any]:
+    return {
+        "va": hex(page.va),
+        "pa": hex(page.pa),
+        "size": page.size,
+        "entry": hex(page.entry),
+        "pat_index": page.pat_index,
+        "pat_type": page.pat_type,
+        "effective": page.effective,
+    }
