@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The frames that travel between the host and the agent.
+ *
+ * The host reads these layouts out of the built agent's DWARF; nothing here is
+ * typed a second time in Python.  Little-endian, as both ends are x86-64.
+ *
+ * A frame is a header and header.length bytes of payload.  Both ends may have
+ * any number of frames in flight; a reply carries its request's id and may
+ * overtake another.
+ */
+#ifndef LINK_ABI_H
+#define LINK_ABI_H
+
+#include <stdint.h>
+
+#define LINK_PROTOCOL 1
+#define LINK_MAGIC 0x314c4249u /* "IBL1" */
+#define LINK_PAYLOAD_MAX (1u << 20)
+#define LINK_PORT_NAME "org.iobmd.link"
+/* The agent writes this line to the console when it starts to serve. */
+#define LINK_READY_LINE "iobmd-agent: ready"
+
+enum link_limit {
+	link_protocol = LINK_PROTOCOL,
+	link_magic = LINK_MAGIC,
+	link_payload_max = LINK_PAYLOAD_MAX,
+};
+
+enum link_op {
+	/* The agent's own: answered by the thread that reads the port. */
+	LINK_PING = 1, /* payload comes back as it is */
+	LINK_HELLO = 2, /* empty -> struct link_hello */
+	/* Executed by a worker. */
+	LINK_SYSCALL =
+		3, /* struct link_syscall ... -> struct link_syscall_result ... */
+	/* Unasked, id 0: bytes on the port that were no frame. */
+	LINK_NOISE = 4, /* -> struct link_noise */
+};
+
+enum link_flag {
+	LINK_REPLY = 1,
+};
+
+enum link_status {
+	LINK_OK = 0,
+	LINK_UNKNOWN_OP = 1, /* no such op in this agent */
+	LINK_MALFORMED = 2, /* the payload contradicts itself */
+	LINK_TOO_BIG =
+		3, /* header.length over LINK_PAYLOAD_MAX; the payload was skipped */
+	LINK_REFUSED = 4, /* would end or fork the agent */
+	LINK_NO_MEMORY = 5, /* the guest has no room for this request */
+	LINK_DESYNCHRONISED = 6, /* with LINK_NOISE */
+};
+
+/**
+ * struct link_header - starts every frame, 32 bytes
+ * @magic: LINK_MAGIC
+ * @length: payload bytes that follow
+ * @id: chosen by the requester, never 0
+ * @op: enum link_op
+ * @flags: enum link_flag bits
+ * @status: enum link_status in a reply, 0 in a request
+ * @reserved: 0
+ * @check: CRC-32 (IEEE 802.3, as zlib's) of the 28 bytes before it
+ */
+struct link_header {
+	uint32_t magic;
+	uint32_t length;
+	uint64_t id;
+	uint16_t op;
+	uint16_t flags;
+	uint32_t status;
+	uint32_t reserved;
+	uint32_t check;
+};
+
+/**
+ * struct link_hello - who answers
+ * @protocol: LINK_PROTOCOL of the agent
+ * @workers: requests it executes at once
+ * @payload_max: LINK_PAYLOAD_MAX of the agent
+ * @pid: the agent's process id (1 in a guest)
+ * @boot_nonce: drawn once when the agent started; tells a boot from a restore
+ * @page_size: bytes
+ * @release: uname -r
+ */
+struct link_hello {
+	uint32_t protocol;
+	uint32_t workers;
+	uint32_t payload_max;
+	uint32_t pid;
+	uint8_t boot_nonce[16];
+	uint64_t page_size;
+	char release[72];
+};
+
+/**
+ * struct link_syscall - execute one system call
+ * @number: x86-64 system call number
+ * @args: its six arguments, before relocation
+ * @relocs: how many struct link_reloc follow this structure
+ * @filled: how many bytes of initial arena contents follow the relocs
+ * @arena: size of the arena; bytes from @filled on start as zero
+ * @out_start: first arena byte to send back
+ * @out_length: number of arena bytes to send back
+ * @reserved: 0
+ *
+ * The arena is scratch memory of the agent that lives for this request.  Each
+ * reloc stores the address of an arena byte into an argument or into the arena
+ * itself, so a structure with pointers in it can be built by the host.
+ */
+struct link_syscall {
+	uint64_t number;
+	uint64_t args[6];
+	uint32_t relocs;
+	uint32_t filled;
+	uint32_t arena;
+	uint32_t out_start;
+	uint32_t out_length;
+	uint32_t reserved;
+};
+
+enum link_reloc_kind {
+	LINK_RELOC_ARG = 0, /* place is an index into args */
+	LINK_RELOC_ARENA =
+		1, /* place is the offset of a uint64_t in the arena */
+};
+
+struct link_reloc {
+	uint32_t kind;
+	uint32_t place;
+	uint32_t target; /* arena offset whose address is stored */
+	uint32_t reserved;
+};
+
+/**
+ * struct link_syscall_result - what it returned
+ * @result: the raw value; -4095..-1 is a negated errno
+ *
+ * Followed by the arena window that was asked for.
+ */
+struct link_syscall_result {
+	int64_t result;
+};
+
+/**
+ * struct link_noise - bytes that were no frame
+ * @skipped: how many were dropped before the next frame (or so far)
+ */
+struct link_noise {
+	uint64_t skipped;
+};
+
+#endif /* LINK_ABI_H */
