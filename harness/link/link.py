@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: MIT
+"""Requests to the agent, and what their failures mean."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from harness.errors import BadInput
+from harness.images.layouts import Layouts
+from harness.link import errors
+from harness.link.channel import Channel, Flight, broken
+from harness.link.frames import Frame, Protocol
+from harness.link.syscalls import Argument, Call, SyscallResult
+
+# How long the agent gets to answer the ping that tells a stuck operation from a silent agent.
+_PROBE_SECONDS = 1.0
+# The socket closes a moment before the death of QEMU shows.
+_DEATH_SECONDS = 1.0
+_DEATH_LOOK_SECONDS = 0.005
+
+_REJECTIONS: dict[str, tuple[type[errors.RequestRejected], str]] = {
+    "LINK_UNKNOWN_OP": (errors.UnknownOperation, "no such operation in this agent"),
+    "LINK_MALFORMED": (errors.RequestMalformed, "the request contradicts itself"),
+    "LINK_TOO_BIG": (errors.RequestTooBig, "longer than the agent accepts"),
+    "LINK_REFUSED": (errors.RequestRefused, "it would end, fork or confuse the agent"),
+    "LINK_NO_MEMORY": (errors.GuestBusy, "the agent has no room for it now"),
+}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back.
+
+    Attributes:
+        payload: as it is.
+    """
+
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Who answers (struct link_hello).
+
+    Attributes:
+        protocol: its protocol version.
+        workers: operations it executes at once.
+        payload_max: largest payload in bytes.
+        pid: 1 in a guest.
+        boot_nonce: 16 bytes drawn when the agent started; tells a boot from a restore.
+        page_size: bytes.
+        release: ``uname -r``.
+    """
+
+    protocol: int
+    workers: int
+    payload_max: int
+    pid: int
+    boot_nonce: bytes
+    page_size: int
+    release: str
+
+
+class Pending:
+    """A request in flight."""
+
+    def __init__(self, link: "Link", flight: Flight) -> None:
+        self._link = link
+        self._flight = flight
+        self._error: Exception | None = None
+
+    @property
+    def id(self) -> int:
+        """Its number on the channel."""
+        return self._flight.id
+
+    @property
+    def done(self) -> bool:
+        """Whether the outcome is known; it becomes known while somebody waits on the link."""
+        return self._flight.settled
+
+    def wait(self, timeout: float) -> Reply:
+        """The reply.
+
+        Args:
+            timeout: seconds from now.  Before a time-out is reported the agent is asked for a sign of life,
+                which may take one second more.
+
+        Raises:
+            RequestTimedOut: no reply in time; one that comes later is dropped.
+            ChannelBroken: noise on the channel while this was in flight, or the other end closed.
+            RequestRejected: the agent said no; the subclass says why.
+            GuestFailure: whatever the link's ``check`` raises, within about 50 ms of its cause.
+        """
+        if self._error is None:
+            try:
+                return self._link._outcome(self._flight, timeout)
+            except Exception as error:
+                self._error = error
+        raise self._error
+
+
+class Link:
+    """The host's end.
+
+    Any number of threads may use one link.  The socket stays the caller's.
+
+    Args:
+        sock: a connected stream socket; made non-blocking.
+        layouts: of the agent at the other end.
+        check: raises when the guest is known to be dead.
+        evidence: lines to show beside a failure, usually the console's last.
+
+    Attributes:
+        protocol: the numbers of guest/link_abi.h, as this agent was built.
+        workers: operations the agent executes at once; None before :meth:`hello`.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        layouts: Layouts,
+        check: Callable[[], None],
+        evidence: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        self.protocol = Protocol(layouts)
+        self.workers: int | None = None
+        self._mourned: float | None = None
+        self._check = check
+        self._evidence = evidence
+        self._channel = Channel(sock, self.protocol, check)
+
+    def submit(self, op: int, payload: bytes = b"", what: str = "") -> Pending:
+        """Start a request; never blocks.
+
+        Args:
+            op: a number of ``enum link_op``, see :attr:`protocol`.
+            payload: at most ``protocol.payload_max`` bytes.
+            what: what to call it in errors.
+
+        Raises:
+            BadInput: the payload is too long.
+        """
+        what = what or self.protocol.ops.get(op, f"operation {op}")
+        if len(payload) > self.protocol.payload_max:
+            raise BadInput(
+                f"{what}: a payload of {len(payload)} bytes does not fit into a frame",
+                hint=f"send at most {self.protocol.payload_max} bytes at a time",
+            )
+        return Pending(self, self._channel.start(op, payload, what))
+
+    def ping(self, payload: bytes = b"", timeout: float = 5.0) -> bytes:
+        """An echo by the agent's reading thread; works while operations hang in the kernel.
+
+        Args:
+            payload: comes back.
+            timeout: seconds.
+
+        Raises:
+            ChannelBroken: something else came back.
+        """
+        echo = self.submit(self.protocol.ping, payload).wait(timeout).payload
+        if echo != payload:
+            raise errors.ChannelBroken(
+                "the agent's echo differs from what was sent",
+                tried=f"PING with {len(payload)} bytes",
+                observed=f"{len(echo)} bytes came back",
+            )
+        return echo
+
+    def hello(self, timeout: float = 5.0) -> Hello:
+        """Ask the agent who it is.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            ChannelBroken: the agent was built from another link_abi.h.
+        """
+        reply = self.submit(self.protocol.hello).wait(timeout)
+        record = self.protocol.hello_record
+        fields = record.unpack(reply.payload) if len(reply.payload) == record.size else {}
+        if fields.get("protocol") != self.protocol.version:
+            raise errors.ChannelBroken(
+                "the agent speaks another protocol",
+                tried=f"HELLO, protocol {self.protocol.version}",
+                observed=f"protocol {fields.get('protocol', '?')}, {len(reply.payload)} bytes",
+                hint="rebuild the guest image: it was made from other sources than this harness",
+            )
+        fields["release"] = fields["release"].rstrip(b"\0").decode()
+        hello = Hello(**fields)
+        self.workers = hello.workers
+        return hello
+
+    def syscall(self, number: int, *args: Argument, timeout: float = 30.0, what: str = "") -> SyscallResult:
+        """One system call, executed by the agent.
+
+        Args:
+            number: x86-64 number, see :class:`~harness.link.syscalls.Nr`.
+            args: up to six integers or buffers (``In``, ``Out``, ``InOut``).
+            timeout: seconds.
+            what: what to call it in errors.
+
+        Returns:
+            The raw result (a negative errno on failure) and the contents of ``Out`` and ``InOut`` buffers.
+        """
+        call = Call(self.protocol, number, args)
+        reply = self.submit(self.protocol.syscall, call.payload, what or call.name).wait(timeout)
+        return call.result(reply.payload)
+
+    def _outcome(self, flight: Flight, timeout: float) -> Reply:
+        self._channel.wait(flight, timeout)
+        if flight.reply is not None:
+            return self._accept(flight.reply, flight.what)
+        if flight.settled:
+            raise broken(flight)
+        if self._channel.closed:
+            raise self._closed(flight)
+        raise self._timed_out(flight, timeout)
+
+    def _accept(self, frame: Frame, what: str) -> Reply:
+        status = self.protocol.statuses.get(frame.status, f"status {frame.status}")
+        if status == "LINK_OK":
+            return Reply(frame.payload)
+        kind, meaning = _REJECTIONS.get(status, (errors.RequestRejected, "unknown to this harness"))
+        raise kind(what, status, meaning)
+
+    def _closed(self, flight: Flight) -> errors.ChannelBroken:
+        """The death of QEMU explains a closed socket better: give it a moment to show, in ``check``."""
+        self._check()
+        if self._mourned is None:
+            self._mourned = time.monotonic() + _DEATH_SECONDS
+        pause = threading.Event()
+        while time.monotonic() < self._mourned:
+            pause.wait(_DEATH_LOOK_SECONDS)
+            self._check()
+        half = f", {self._channel.partial} bytes into a frame" if self._channel.partial else ""
+        return errors.ChannelBroken(
+            f"{flight.what}: the channel to the agent is closed",
+            observed=self._channel.closed + half,
+            hint="the guest is gone; boot another",
+            evidence=tuple(self._evidence()),
+        )
+
+    def _timed_out(self, flight: Flight, timeout: float) -> errors.RequestTimedOut:
+        alive: bool | None = None
+        if flight.unsent:
+            observed = (
+                f"{len(flight.unsent)} of {flight.size} bytes could not be sent: nobody reads in the guest"
+            )
+        elif flight.what == self.protocol.ops[self.protocol.ping] or not self._probe():
+            alive = False
+            observed = "the agent is silent: it, the kernel under it, or QEMU hangs"
+        else:
+            alive = True
+            observed = "the agent answers, the operation is stuck in the kernel"
+            if self.workers is not None and self._channel.abandoned > self.workers:
+                observed = (
+                    f"the agent answers; its {self.workers} workers are stuck and this waits behind them"
+                )
+        return errors.RequestTimedOut(
+            f"{flight.what}: no reply within {timeout:g} s",
+            agent_answers=alive,
+            observed=observed,
+            hint="on a slow machine give it a longer deadline; otherwise the console may say more",
+            evidence=tuple(self._evidence()),
+        )
+
+    def _probe(self) -> bool:
+        with contextlib.suppress(errors.RequestTimedOut, errors.ChannelBroken):
+            self.ping(timeout=_PROBE_SECONDS)
+            return True
+        return False
