@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The words of a judgement: clauses, verdicts, evidence and what came of a check."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Self
 
 
 class Kind(Enum):
@@ -157,6 +159,22 @@ class Judgement:
     boot_seconds: float
     check_seconds: float
     oracle_milliseconds: tuple[float, ...] = ()
+
+    def covering(self, clauses: Iterable[Clause], reason: str) -> Self:
+        """Return this judgement with a result for each of *clauses*, in their order.
+
+        Args:
+            clauses: what a report must speak of, usually the whole catalogue.
+            reason: why the ones that were not judged are unproved.
+        """
+        judged = {result.clause.id: result for result in self.results}
+        return replace(
+            self,
+            results=tuple(
+                judged.get(clause.id) or ClauseResult(clause, Verdict.UNPROVED, reason=reason)
+                for clause in clauses
+            ),
+        )
 
     def count(self, verdict: Verdict) -> int:
         """Return how many clauses got *verdict*."""

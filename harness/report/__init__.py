@@ -3,12 +3,13 @@
 
 from harness.report.complete import IncompleteJudgement, require_complete
 from harness.report.decisions import decisions_table
-from harness.report.json_report import ReportNotWritten, to_json, write_json
+from harness.report.json_report import ReportNotWritten, check_writable, to_json, write_json
 from harness.report.table import print_judgement, report_console
 
 __all__ = [
     "IncompleteJudgement",
     "ReportNotWritten",
+    "check_writable",
     "decisions_table",
     "print_judgement",
     "report_console",

@@ -42,6 +42,28 @@ def to_json(judgement: Judgement, catalogue: Catalogue | None = None) -> str:
     return json.dumps(_document(judgement, clauses), indent=2, allow_nan=False) + "\n"
 
 
+def check_writable(path: Path) -> None:
+    """Find out before the work whether `write_json` will have somewhere to write to.
+
+    Raises:
+        ReportNotWritten: there is no such folder, it may not be written to, or *path* is a folder.
+    """
+    folder = path.resolve().parent
+    if path.is_dir():
+        problem = "it is a folder"
+    elif not folder.is_dir():
+        problem = f"there is no folder {folder}"
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        problem = "this user may not write there"
+    else:
+        return
+    raise ReportNotWritten(
+        f"the JSON report could not be written to {path}",
+        observed=problem,
+        hint="name a file in an existing folder you may write to",
+    )
+
+
 def write_json(judgement: Judgement, path: Path, catalogue: Catalogue | None = None) -> None:
     """Write `to_json` to *path*: all of it, or nothing at all.
 

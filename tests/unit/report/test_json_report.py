@@ -10,7 +10,7 @@ import pytest
 
 from harness.contract.model import Verdict
 from harness.errors import HarnessError
-from harness.report import IncompleteJudgement, ReportNotWritten, to_json, write_json
+from harness.report import IncompleteJudgement, ReportNotWritten, check_writable, to_json, write_json
 
 
 def test_golden(judgement, small, golden):
@@ -132,3 +132,14 @@ def test_a_pipe_stays_a_pipe(judgement, small, tmp_path):
     reader.join(timeout=5)
     assert got == [to_json(judgement, small)]
     assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("where", ["nowhere/report.json", "."])
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path, where):
+    with pytest.raises(ReportNotWritten, match="could not be written"):
+        check_writable(tmp_path / where)
+
+
+def test_a_place_that_can_be_written_is_left_alone(tmp_path):
+    check_writable(tmp_path / "report.json")
+    assert list(tmp_path.iterdir()) == []
