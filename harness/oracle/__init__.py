@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: MIT
+"""Evidence from outside the guest: registers, page walks, aliases and memory types.
+
+Nothing here talks to the guest. A machine is stopped, its vCPUs' registers are read from QEMU's own device
+state and its page tables from RAM, and it goes on. What is shown are attributes: TCG has no caches, so how
+memory *behaves* is not observed, only what the processor was told.
+"""
+
+from harness.oracle.aliases import PhysRange
+from harness.oracle.cpu import CpuState
+from harness.oracle.directmap import DirectMap
+from harness.oracle.errors import NotLongMode, OracleError, ReservedType, StreamError, Unmapped, ViewExpired
+from harness.oracle.leaf import Leaf
+from harness.oracle.memtype import EFFECTIVE, MemoryType, MtrrMap, TypeRules, decode_pat
+from harness.oracle.migration import parse_device_state
+from harness.oracle.oracle import Oracle
+from harness.oracle.timing import Timing
+from harness.oracle.view import Buffer, View
+
+__all__ = [
+    "EFFECTIVE",
+    "Buffer",
+    "CpuState",
+    "DirectMap",
+    "Leaf",
+    "MemoryType",
+    "MtrrMap",
+    "NotLongMode",
+    "Oracle",
+    "OracleError",
+    "PhysRange",
+    "ReservedType",
+    "StreamError",
+    "Timing",
+    "TypeRules",
+    "Unmapped",
+    "View",
+    "ViewExpired",
+    "decode_pat",
+    "parse_device_state",
+]

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: MIT
+"""One stopped moment of a guest: translations, aliases and memory types, read from its registers and RAM."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.oracle import aliases, pagetypes, paging
+from harness.oracle.aliases import LeafTable, PhysRange
+from harness.oracle.cpu import CpuState
+from harness.oracle.directmap import DirectMap, direct_leaves_over_ram, find_direct_map
+from harness.oracle.errors import OracleError, Unmapped, ViewExpired
+from harness.oracle.leaf import Leaf, typed_leaves, walked_leaf
+from harness.oracle.memtype import MemoryType, TypeRules
+from harness.oracle.paging import PAGE, U64, PhysicalMemory, Tables, as_addresses
+from harness.oracle.timing import Clock
+
+
+class Ram(PhysicalMemory, Protocol):
+    """Guest RAM that can be read and written by guest physical address."""
+
+    def read(self, gpa: int, n: int, /) -> bytes:
+        """Return *n* bytes from *gpa*."""
+
+    def write(self, gpa: int, data: bytes, /) -> None:
+        """Store *data* at *gpa*."""
+
+
+class Buffer(Protocol):
+    """Anything with kernel memory: a descriptor, a driver's DMA block."""
+
+    @property
+    def address(self) -> int:
+        """Kernel virtual address of the first byte."""
+
+    @property
+    def storage(self) -> int:
+        """Bytes of memory from there on."""
+
+
+class View:
+    """What a stopped guest shows. Only valid inside `Oracle.frozen`.
+
+    A page walk shows page tables, not what a TLB still holds, and types, not caching: TCG has no caches.
+
+    Attributes:
+        cpus: registers of every vCPU.
+        levels: levels of page tables in use, 4 or 5.
+    """
+
+    def __init__(self, ram: Ram, cpus: Sequence[CpuState], clock: Clock | None = None) -> None:
+        """Prepare to read; nothing is scanned before it is asked for.
+
+        Raises:
+            NotLongMode: no vCPU pages in 64-bit mode. One that was never started is left out of everything.
+            OracleError: vCPUs page with different numbers of levels.
+            ReservedType: a PAT slot or an MTRR in use holds a reserved encoding.
+        """
+        self.cpus = tuple(cpus)
+        self._ram = ram
+        self._clock = clock or Clock()
+        self._closed = False
+        self._tables = Tables(ram)
+        running = [cpu for cpu in cpus if cpu.paging] or list(cpus[:1])
+        levels = {cpu.levels for cpu in running}
+        if len(levels) != 1:
+            raise OracleError(f"vCPUs page with different numbers of levels: {sorted(levels)}")
+        self.levels = levels.pop()
+        self._no_execute = all(cpu.no_execute for cpu in running)
+        self._roots = tuple(dict.fromkeys(paging.kernel_root(self._tables, cpu.cr3) for cpu in running))
+        self._rules: dict[TypeRules, tuple[int, ...]] = {}
+        for cpu in running:
+            rules = cpu.type_rules()
+            self._rules[rules] = (*self._rules.get(rules, ()), cpu.index)
+
+    def close(self) -> None:
+        """End the view; `Oracle.frozen` does this before the guest goes on."""
+        self._closed = True
+        self._forget()
+        self.__dict__.pop("_tables", None)  # arrays over all RAM: they would keep it from being unmapped
+
+    @property
+    def address_spaces(self) -> tuple[int, ...]:
+        """Top tables of the vCPUs and then of all other processes, as values for the *cr3* arguments.
+
+        Raises:
+            OracleError: the first vCPU's top table maps no kernel.
+        """
+        with self._step("scan"):
+            return self._spaces
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all vCPUs type memory alike (same PAT, MTRRs and CR0.CD)."""
+        return len(self._rules) == 1
+
+    def walk(self, va: int, cr3: int | None = None) -> Leaf | None:
+        """Translate one virtual address.
+
+        Args:
+            va: a kernel address; a user address is looked up in what the vCPUs have loaded, in their order.
+            cr3: another address space, as a CR3 value.
+
+        Returns:
+            The leaf with the types at *va* as the lowest-numbered vCPU sees them, or None if unmapped.
+        """
+        with self._step("walk"):
+            found = self._walk(va, cr3)
+            if not found.mapped:
+                return None
+            return walked_leaf(found, self._rules)
+
+    def physical_of(self, va: int, length: int, cr3: int | None = None) -> tuple[PhysRange, ...]:
+        """Return where *length* bytes from *va* lie, in virtual order; neighbours are joined.
+
+        Raises:
+            Unmapped: a byte of it has no translation.
+        """
+        with self._step("walk"):
+            parts: list[PhysRange] = []
+            position, end = va, va + length
+            while position < end:
+                found = self._walk(position, cr3)
+                if not found.mapped:
+                    tried = f"translating {length} bytes from {va:#x}"
+                    raise Unmapped(position, found.level, found.entry, tried=tried)
+                step = min(found.base + found.size, end) - position
+                start = found.pa + position - found.base
+                if parts and parts[-1].end == start:
+                    parts[-1] = PhysRange(parts[-1].start, parts[-1].length + step)
+                else:
+                    parts.append(PhysRange(start, step))
+                position += step
+            return tuple(parts)
+
+    def aliases(self, ranges: Iterable[PhysRange]) -> tuple[Leaf, ...]:
+        """Return every leaf that maps any byte of *ranges*, by rising virtual address.
+
+        Looked at are the tables of all vCPUs and of every process found in RAM (`paging.process_roots`).
+        The types of a leaf are those of the bytes in question.
+        """
+        wanted = tuple(ranges)
+        with self._step("aliases"):
+            touching = self._all.take(self._all.touching(wanted))
+            return tuple(typed_leaves(touching, self._rules, wanted))
+
+    def types_of(self, buf: Buffer) -> set[MemoryType]:
+        """Return the effective types of every alias of every page of *buf*; one element when all agree.
+
+        Raises:
+            Unmapped: a page of the buffer is not mapped at its own address.
+        """
+        return self.types_of_many([buf])[0]
+
+    def types_of_many(self, bufs: Iterable[Buffer]) -> list[set[MemoryType]]:
+        """Return `types_of` for each buffer; thousands cost little more than one."""
+        with self._step("types"):
+            pages, positions, lengths = self._pages_of(bufs)
+            slots = pagetypes.pat_slots_of_pages(self._all, pages)
+            masks = pagetypes.effective_types_of_pages(tuple(self._rules), slots, pages)
+            return [
+                set(pagetypes.types_in(mask))
+                for mask in pagetypes.joined_per_group(masks, positions, lengths)
+            ]
+
+    def pat_types_of(self, buf: Buffer) -> set[MemoryType]:
+        """Return the PAT types of every alias of every page of *buf*, MTRRs left aside.
+
+        Raises:
+            Unmapped: a page of the buffer is not mapped at its own address.
+        """
+        return self.pat_types_of_many([buf])[0]
+
+    def pat_types_of_many(self, bufs: Iterable[Buffer]) -> list[set[MemoryType]]:
+        """Return `pat_types_of` for each buffer."""
+        with self._step("types"):
+            pages, positions, lengths = self._pages_of(bufs)
+            slots = pagetypes.pat_slots_of_pages(self._all, pages)
+            masks = pagetypes.pat_types_of_pages(tuple(self._rules), slots)
+            return [
+                set(pagetypes.types_in(mask))
+                for mask in pagetypes.joined_per_group(masks, positions, lengths)
+            ]
+
+    def mtrr_type(self, pa: int) -> MemoryType:
+        """Return the MTRR type of a physical address on the lowest-numbered vCPU."""
+        self._check()
+        return next(iter(self._rules)).mtrr.at(pa)
+
+    @property
+    def direct_map(self) -> DirectMap:
+        """Where the kernel maps all RAM, found from the tables alone (see `directmap`).
+
+        Raises:
+            OracleError: the tables show none.
+        """
+        with self._step("direct map"):
+            return self._direct_map
+
+    def direct_map_anomalies(self) -> tuple[Leaf, ...]:
+        """Return every direct-map leaf over RAM whose PAT index is not 0.
+
+        At rest there is none: whatever made pages uncached or write-combined has to put them back.
+        """
+        with self._step("direct map"):
+            ram = self._ram_ranges()
+            direct = direct_leaves_over_ram(self._kernel, self._direct_map, ram)
+            odd = self._kernel.take(direct[self._kernel.pat[direct] != 0])
+            return tuple(typed_leaves(odd, self._rules, ram))
+
+    def read(self, pa: int, n: int) -> bytes:
+        """Return *n* bytes of RAM from physical address *pa*.
+
+        Raises:
+            BadInput: part of it is not RAM.
+        """
+        self._check()
+        return self._ram.read(pa, n)
+
+    def write(self, pa: int, data: bytes) -> None:
+        """Store *data* at physical address *pa*, behind the guest's back.
+
+        Raises:
+            BadInput: part of it is not RAM.
+        """
+        self._check()
+        self._ram.write(pa, data)
+        self._forget()  # it may have been a page table
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ViewExpired
+
+    def _step(self, name: str) -> AbstractContextManager[None]:
+        self._check()
+        return self._clock.step(name)
+
+    def _forget(self) -> None:
+        for name in ("_spaces", "_all", "_kernel", "_direct_map"):
+            self.__dict__.pop(name, None)
+
+    def _ram_ranges(self) -> tuple[PhysRange, ...]:
+        return tuple(PhysRange(start, length) for start, length in self._ram.ranges)
+
+    @cached_property
+    def _all(self) -> LeafTable:
+        with self._clock.step("scan"):
+            return aliases.scan(self._tables, self._spaces, self.levels, no_execute=self._no_execute)
+
+    @cached_property
+    def _spaces(self) -> tuple[int, ...]:
+        populated = getattr(self._ram, "populated", None)
+        stretches = self._ram.ranges if populated is None else populated()
+        processes = paging.process_roots(self._tables, self._roots[0], stretches)
+        return tuple(dict.fromkeys(self._roots + processes))
+
+    @cached_property
+    def _kernel(self) -> LeafTable:
+        return self._all.kernel_half()
+
+    @cached_property
+    def _direct_map(self) -> DirectMap:
+        return find_direct_map(self._kernel, self._ram_ranges())
+
+    def _walk(self, va: int, cr3: int | None) -> paging.Walk:
+        roots = self._roots if cr3 is None else (paging.kernel_root(self._tables, cr3),)
+        deepest = None
+        for root in roots:
+            found = paging.walk(self._tables, root, self.levels, va, no_execute=self._no_execute)
+            if found.mapped:
+                return found
+            if deepest is None or found.level < deepest.level:
+                deepest = found
+        assert deepest is not None  # noqa: S101  there is always a root
+        return deepest
+
+    def _pages_of(self, bufs: Iterable[Buffer]) -> tuple[U64, NDArray[np.int64], list[int]]:
+        """Return all buffers' physical pages, each buffer's positions among them, and how many it has."""
+        spans = [_pages(buf.address, buf.storage) for buf in bufs]
+        lengths = [count for _, count in spans]
+        counts = np.array(lengths, dtype=np.int64)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        first = np.repeat(as_addresses([page for page, _ in spans]), counts)
+        physical = self._translate((first + within.astype(np.uint64)) * np.uint64(PAGE))
+        pages, positions = np.unique(physical // np.uint64(PAGE), return_inverse=True)
+        return pages, positions, lengths
+
+    def _translate(self, va: U64) -> U64:
+        """Translate many page addresses: kernel ones by the scan, whatever that lacks by walking."""
+        kernel = self._kernel
+        physical = np.zeros(len(va), dtype=np.uint64)
+        known = np.zeros(len(va), dtype=np.bool_)
+        if len(kernel):
+            place = np.searchsorted(kernel.va, va, side="right").astype(np.int64) - 1
+            before = np.maximum(place - 1, 0)
+            place = np.maximum(place, 0)
+            offset = va - kernel.va[place]  # wraps to something huge below the first leaf
+            several = (before != place) & (
+                kernel.va[before] == kernel.va[place]
+            )  # processes map it differently
+            known = (offset < kernel.size[place]) & ~several
+            physical = kernel.pa[place] + offset
+        for missing in np.flatnonzero(~known).tolist():
+            physical[missing] = self.physical_of(int(va[missing]), 1)[0].start
+        return physical
+
+
+def _pages(address: int, storage: int) -> tuple[int, int]:
+    """Return the number of the first page and how many pages the bytes touch."""
+    first = address // PAGE
+    return first, -(-(address + storage) // PAGE) - first if storage > 0 else 0
