@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""The initial RAM disk: agent, modules in load order, and on request a shell."""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.images import cpio
+from harness.images.apt import Apt, PackageRecord, records_from_json, unpack
+from harness.images.build import AgentBuild, ModuleBuild, build_agent, build_module
+from harness.images.kernel import Kernel
+from harness.images.layouts import Layouts
+from harness.images.modcheck import check_module
+from harness.images.modules import ModuleTree, canonical, module_bytes
+from harness.images.paths import source_root
+from harness.images.progress import Progress
+from harness.images.run import run
+from harness.images.store import Store, read_json, write_json
+
+CHANNEL = ("virtio_pci", "virtio_console")
+"""What the agent needs to be reached; the modules these need come with them."""
+
+BUSYBOX = "busybox-static"
+
+
+@dataclass(frozen=True)
+class GuestImage:
+    """All that one guest is booted from.
+
+    Attributes:
+        kernel: the kernel.
+        module: the built iobmd.ko.
+        agent: the built agent.
+        initramfs: the cpio archive.
+        layouts: the module's structures and enumerations.
+        link_layouts: the agent's.
+    """
+
+    kernel: Kernel
+    module: ModuleBuild
+    agent: AgentBuild
+    initramfs: Path
+    layouts: Layouts
+    link_layouts: Layouts
+
+
+def prepare_guest(
+    kernel: Kernel, progress: Progress, *, with_shell: bool = False, module: ModuleBuild | None = None
+) -> GuestImage:
+    """Build what is missing and put an initial RAM disk together; everything is cached.
+
+    Args:
+        kernel: what will be booted.
+        progress: hears of long steps.
+        with_shell: add busybox, for a shell on the console.
+        module: another module than the one built from ``kext_shim/``.
+
+    Raises:
+        BuildFailed: the module or the agent does not compile.
+        ModuleMismatch: the kernel would refuse the module.
+        BadInput: the kernel lacks virtio.
+        HostLacks: a program, space or, for busybox the first time, the network is missing.
+    """
+    if module is None:
+        module = build_module(kernel, source_root() / "kext_shim", progress)
+    else:
+        check_module(module.ko, kernel.release, kernel.modules, kernel.headers)
+    agent = build_agent(progress)
+    nodes = guest_nodes(kernel, module.ko.read_bytes(), agent.binary.read_bytes())
+    if with_shell:
+        nodes += _shell_nodes(progress)
+    archive = cpio.write_archive(nodes)
+    key = hashlib.sha256(archive).hexdigest()[:16]
+
+    def build(folder: Path) -> None:
+        (folder / "initramfs.cpio").write_bytes(archive)
+
+    folder = Store.default().entry("initramfs", key, progress, build)
+    return GuestImage(
+        kernel=kernel,
+        module=module,
+        agent=agent,
+        initramfs=folder / "initramfs.cpio",
+        layouts=Layouts.from_elf(module.ko_debug),
+        link_layouts=Layouts.from_elf(agent.debug),
+    )
+
+
+def guest_nodes(kernel: Kernel, ko: bytes, agent: bytes) -> list[cpio.Node]:
+    """Return the files of a guest without a shell.
+
+    ``/etc/iobmd/modules`` names what the agent loads, one path per line in load order.
+
+    Raises:
+        BadInput: the kernel lacks virtio.
+    """
+    nodes = [cpio.directory(name) for name in ("proc", "sys", "dev", "tmp", "run")]
+    nodes.append(cpio.character_device("dev/console", 5, 1))
+    nodes.append(cpio.regular("init", agent, 0o755))
+    listed = []
+    for path in ModuleTree(kernel.modules).load_order(CHANNEL):
+        name = f"lib/modules/{kernel.release}/{canonical(path.name)}.ko"
+        nodes.append(cpio.regular(name, module_bytes(path)))
+        listed.append(f"/{name}\n")
+    nodes.append(cpio.regular("lib/iobmd/iobmd.ko", ko))
+    listed.append("/lib/iobmd/iobmd.ko\n")
+    nodes.append(cpio.regular("etc/iobmd/modules", "".join(listed).encode()))
+    return nodes
+
+
+def busybox(progress: Progress) -> tuple[Path, PackageRecord]:
+    """Return Debian's static busybox out of the cache, fetching it the first time.
+
+    Raises:
+        HostLacks: no network the first time, no apt, or no space.
+        BadInput: the host's sources have no such package.
+    """
+    store = Store.default()
+    if (known := _cached_busybox(store)) is not None:
+        return known
+    with store.lock(f"recipe.{BUSYBOX}", progress):
+        if (known := _cached_busybox(store)) is not None:
+            return known
+        apt = Apt(store, progress)
+        apt.update()
+        (entry,) = apt.closure([BUSYBOX], "$^")
+
+        def build(folder: Path) -> None:
+            deb = apt.download([entry], folder)[BUSYBOX]
+            unpack(deb, folder)
+            deb.unlink()
+            applets = run([str(_binary(folder)), "--list"], doing="listing busybox's applets", timeout=30)
+            write_json(
+                folder / "manifest.json",
+                {"packages": [entry.record.as_json()], "applets": sorted(applets.stdout.split())},
+            )
+
+        key = f"{BUSYBOX}-{entry.record.sha256[:12]}"
+        folder = store.entry("packages", key, progress, build)
+        store.set_pointer(f"package-{BUSYBOX}", {"key": key, "resolved": time.time()})
+        return folder, entry.record
+
+
+def _cached_busybox(store: Store) -> tuple[Path, PackageRecord] | None:
+    pointer = store.pointer(f"package-{BUSYBOX}")
+    folder = store.path("packages", str(pointer["key"])) if pointer else None
+    manifest = read_json(folder / "manifest.json") if folder is not None else None
+    if folder is None or manifest is None:
+        return None
+    return folder, records_from_json(manifest["packages"])[0]
+
+
+def _binary(folder: Path) -> Path:
+    merged = folder / "usr/bin/busybox"
+    return merged if merged.is_file() else folder / "bin/busybox"
+
+
+def _shell_nodes(progress: Progress) -> list[cpio.Node]:
+    folder, _ = busybox(progress)
+    applets = (read_json(folder / "manifest.json") or {}).get("applets", [])
+    links = [cpio.symlink(f"bin/{name}", "/bin/busybox") for name in applets if name != "busybox"]
+    return [cpio.regular("bin/busybox", _binary(folder).read_bytes(), 0o755), *links]
