@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""The module keeps the contract: each clause with a check, on the kernel and machine of this session."""
+
+import pytest
+
+import harness.contract.checks  # noqa: F401 - registers the checks
+from harness.contract import ClauseResult, Judgement, Verdict, catalogue, judge
+from harness.contract.case import Bench, Case
+from harness.contract.engine import CHECKS
+from harness.contract.facts import MachineFacts
+from harness.images import SilentProgress
+from harness.iokit import IOKit
+from harness.iokit.constants import (
+    kIODirectionInOut,
+    kIOMapInhibitCache,
+    kIOMapWriteCombineCache,
+    kIOMapWriteThruCache,
+)
+from harness.link import Guest
+from harness.oracle import Oracle
+
+MIB = 1 << 20
+# Whatever the machine: clauses that are decided with nothing but RAM and a processor.
+NEEDED = 80
+# Decided by the machine: an IOMMU, RAM above 4 GiB or too much to exhaust, a PAT without WC.
+OPTIONAL = {"C15", "D02", "D04", "D18", "D21", "F02"}
+
+
+def judged(guest: Guest, iobmd: IOKit, oracle: Oracle, *names: str) -> Judgement:
+    return judge(guest, iobmd, oracle, catalogue().select(*names), SilentProgress())
+
+
+def explain(result: ClauseResult) -> str:
+    notes = "\n".join(f"  {note}" for note in result.evidence.notes)
+    seen = f"expected {result.expected}\nobserved {result.observed}"
+    return f"{result.clause.id} {result.clause.sentence}\n{seen}\n{notes}"
+
+
+@pytest.mark.parametrize("clause", sorted(CHECKS))
+def test_clause(clause: str, guest: Guest, iobmd: IOKit, oracle: Oracle) -> None:
+    result = judged(guest, iobmd, oracle, clause).results[0]
+    check = CHECKS[clause]
+    allowed = {Verdict.UNPROVED} if check.partial else {Verdict.HOLDS}
+    if clause in OPTIONAL:
+        allowed |= {Verdict.NOT_APPLICABLE, Verdict.UNPROVED}
+    assert result.verdict in allowed, explain(result)
+    assert result.verdict is Verdict.HOLDS or result.reason
+    assert result.from_outside or not check.outside or result.verdict is not Verdict.HOLDS
+
+
+def test_every_clause_of_the_catalogue_gets_a_verdict(guest: Guest, iobmd: IOKit, oracle: Oracle) -> None:
+    judgement = judged(guest, iobmd, oracle)
+    assert [result.clause.id for result in judgement.results] == list(catalogue())
+    assert judgement.count(Verdict.BROKEN) == 0, [
+        explain(result) for result in judgement.results if result.verdict is Verdict.BROKEN
+    ]
+    assert judgement.count(Verdict.HOLDS) >= NEEDED
+    assert all(result.reason for result in judgement.results if result.verdict is not Verdict.HOLDS)
+
+
+def test_at_rest_all_ram_is_write_back(iobmd: IOKit, oracle: Oracle) -> None:
+    modes = (kIOMapInhibitCache, kIOMapWriteCombineCache, kIOMapWriteThruCache)
+    for mode in modes:
+        for size in (16, 64 << 10, 2 * MIB, 9 * MIB):
+            iobmd.withOptions(kIODirectionInOut | mode, size)
+    with oracle.frozen() as view:
+        assert view.direct_map_anomalies(), "typed buffers are alive: the direct map must show them"
+    iobmd.release_all()
+    assert iobmd.info().live == 0
+    with oracle.frozen() as view:
+        assert view.direct_map_anomalies() == ()
+
+
+def test_memory_comes_back(guest: Guest, iobmd: IOKit, oracle: Oracle) -> None:
+    free = Case(Bench(guest, iobmd, oracle, MachineFacts.of(guest.machine)), "memory").free_memory
+
+    def rounds(count: int) -> None:
+        for _ in range(count):
+            for mode in (0, kIOMapWriteCombineCache, kIOMapWriteThruCache):
+                buf = iobmd.withOptions(kIODirectionInOut | mode, 5 * MIB)
+                if buf:
+                    buf.release()
+
+    rounds(2)  # the direct map is split into small leaves once and for all
+    before = free()
+    rounds(20)
+    assert before - free() < 2 * MIB

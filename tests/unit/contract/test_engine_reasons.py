@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""Checks that compare nothing yet say why, with the missing thing or without it, and never that it holds."""
+
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import harness.contract.checks  # noqa: F401 - registers the checks
+from harness.contract.case import Bench, Case
+from harness.contract.engine import CHECKS
+from harness.contract.facts import MachineFacts
+from harness.contract.outcome import NotApplicable, Unproved
+
+REASON_ONLY = ["C15", "D04", "D18"]
+
+
+def on(fakes: ModuleType, *, iommu: bool) -> Case:
+    guest: Any = fakes.FakeGuest()
+    iokit: Any = fakes.FakeIOKit()
+    oracle: Any = fakes.FakeOracle(iokit)
+    return Case(Bench(guest, iokit, oracle, replace(MachineFacts.of(guest.machine), iommu=iommu)), seed="x")
+
+
+@pytest.mark.parametrize("clause", REASON_ONLY)
+def test_without_an_iommu_the_clause_does_not_apply(clause: str, load_fakes: ModuleType) -> None:
+    with pytest.raises(NotApplicable, match="no IOMMU"):
+        CHECKS[clause].run(on(load_fakes, iommu=False))
+
+
+@pytest.mark.parametrize("clause", REASON_ONLY)
+def test_with_an_iommu_the_clause_is_open(clause: str, load_fakes: ModuleType) -> None:
+    with pytest.raises(Unproved):
+        CHECKS[clause].run(on(load_fakes, iommu=True))
+
+
+def test_ram_below_4_gib_cannot_show_where_low_pages_come_from(load_fakes: ModuleType) -> None:
+    with pytest.raises(NotApplicable, match="above 4 GiB"):
+        CHECKS["D21"].run(on(load_fakes, iommu=False))
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [((), False), (("edu",), False), (("intel-iommu,intremap=off", "edu"), True), (("amd-iommu",), True)],
+)
+def test_an_iommu_is_seen_among_the_devices(
+    devices: tuple[str, ...], expected: bool, load_fakes: ModuleType
+) -> None:
+    guest: Any = load_fakes.FakeGuest()
+    guest.machine.spec.devices = devices
+    assert MachineFacts.of(guest.machine).iommu is expected
+
+
+def test_the_top_of_ram_counts_what_lies_above_the_pci_hole(load_fakes: ModuleType) -> None:
+    guest: Any = load_fakes.FakeGuest()
+    guest.machine.ram.ranges = ((0, 2 << 30), (4 << 30, 1 << 30))
+    assert MachineFacts.of(guest.machine).top_of_ram == 5 << 30
