@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""Virtual machines: specification, accelerator, QEMU process, protocol, console, memory."""
+
+from harness.vm.accel import AcceleratorVerdict, choose_accelerator
+from harness.vm.complaints import Complaint, ConsoleEvent
+from harness.vm.console import READY_LINE, Console
+from harness.vm.errors import (
+    GuestPanicked,
+    GuestSilent,
+    MachineFailure,
+    QemuDied,
+    QemuRefused,
+    QemuStuck,
+    QmpFailure,
+    QmpLost,
+    QmpRefused,
+    QmpSilent,
+    Scene,
+)
+from harness.vm.machine import Machine, MachineState
+from harness.vm.qemu import Qemu, find_qemu
+from harness.vm.qmp import Qmp, QmpEvent
+from harness.vm.ram import GuestRam, ram_ranges
+from harness.vm.spec import Accel, MachineSpec
+
+__all__ = [
+    "READY_LINE",
+    "Accel",
+    "AcceleratorVerdict",
+    "Complaint",
+    "Console",
+    "ConsoleEvent",
+    "GuestPanicked",
+    "GuestRam",
+    "GuestSilent",
+    "Machine",
+    "MachineFailure",
+    "MachineSpec",
+    "MachineState",
+    "Qemu",
+    "QemuDied",
+    "QemuRefused",
+    "QemuStuck",
+    "Qmp",
+    "QmpEvent",
+    "QmpFailure",
+    "QmpLost",
+    "QmpRefused",
+    "QmpSilent",
+    "Scene",
+    "choose_accelerator",
+    "find_qemu",
+    "ram_ranges",
+]

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: MIT
+"""QEMU's command line: which program, which version, which options and why."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from harness.errors import HostLacks
+from harness.vm.spec import MachineSpec
+
+PROGRAM: Final = "qemu-system-x86_64"
+#: The first release whose x-ignore-shared, memory-backend and fd= chardev behaviour this package was run
+#: against.
+VERSION_MIN: Final = (7, 2)
+_VERSION_SECONDS: Final = 20.0
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """An installed QEMU.
+
+    Attributes:
+        path: the program.
+        version: for example ``"7.2.22"``.
+    """
+
+    path: Path
+    version: str
+
+
+@dataclass(frozen=True)
+class Wires:
+    """Descriptors QEMU inherits; nothing it uses has a name in the file system or on the network.
+
+    Attributes:
+        ram: the RAM file.
+        console: the serial console's socket.
+        qmp: the machine protocol's socket.
+        ports: port name to its socket, in the order of ``MachineSpec.ports``.
+    """
+
+    ram: int
+    console: int
+    qmp: int
+    ports: Mapping[str, int] = field(default_factory=dict)
+
+    def all(self) -> tuple[int, ...]:
+        """Every descriptor, for ``pass_fds``."""
+        return (self.ram, self.console, self.qmp, *self.ports.values())
+
+
+def find_qemu() -> Qemu:
+    """The QEMU to use, looked up in ``PATH``.
+
+    Raises:
+        HostLacks: there is none, it does not run, or it is older than 7.2.
+    """
+    found = shutil.which(PROGRAM)
+    if found is None:
+        raise HostLacks(
+            f"{PROGRAM} is not installed",
+            tried="looking for it in PATH",
+            hint="apt install qemu-system-x86 (Debian), dnf install qemu-system-x86 (Fedora)",
+        )
+    path = Path(found)
+    return _identify(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _identify(path: Path, _mtime: int) -> Qemu:
+    tried = f"{path} --version"
+    try:
+        done = subprocess.run(
+            [str(path), "--version"], capture_output=True, text=True, timeout=_VERSION_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as err:
+        raise HostLacks(f"{path} does not run", tried=tried, observed=str(err), hint="reinstall it") from err
+    match = re.search(r"version (\d+)\.(\d+)(\.\d+)?", done.stdout)
+    if done.returncode or match is None:
+        raise HostLacks(
+            f"{path} does not tell its version",
+            tried=tried,
+            observed=f"exit code {done.returncode}",
+            evidence=(done.stdout + done.stderr).splitlines()[:10],
+            hint="reinstall QEMU",
+        )
+    version = f"{match[1]}.{match[2]}{match[3] or ''}"
+    if (int(match[1]), int(match[2])) < VERSION_MIN:
+        least = ".".join(map(str, VERSION_MIN))
+        raise HostLacks(
+            f"QEMU {version} is too old",
+            tried=tried,
+            observed=f"{least} is the least",
+            hint=f"install {least} or later",
+        )
+    return Qemu(path, version)
+
+
+def compose(qemu: Qemu, spec: MachineSpec, accelerator: str, wires: Wires) -> tuple[str, ...]:
+    """The command line of a machine that talks through inherited descriptors.
+
+    Args:
+        qemu: which program.
+        spec: which machine.
+        accelerator: ``"kvm"`` or ``"tcg"``.
+        wires: the descriptors.
+    """
+    size = f"{spec.memory_mib}M"
+    # fmt: off
+    argv = [
+        *_base(qemu, spec, accelerator),
+        # A file backend that is shared is what lets the host map the same pages, and what lets a migration
+        # with x-ignore-shared leave them out.  The path leads back to the inherited memfd.
+        "-object", f"memory-backend-file,id=ram,size={size},mem-path=/proc/self/fd/{wires.ram},share=on",
+        "-chardev", f"socket,id=console,fd={wires.console}",
+        "-serial", "chardev:console",
+        "-chardev", f"socket,id=qmp,fd={wires.qmp}",
+        "-mon", "chardev=qmp,mode=control",
+    ]
+    # fmt: on
+    backends = {
+        name: f"socket,id=port{index},fd={fd}" for index, (name, fd) in enumerate(wires.ports.items())
+    }
+    return (*argv, *_ports(backends), *_devices(spec))
+
+
+def compose_by_hand(qemu: Qemu, spec: MachineSpec, accelerator: str) -> tuple[str, ...]:
+    """The same machine with nothing inherited: what a person can paste into a shell.
+
+    The console is the terminal (Ctrl-A X ends QEMU, Ctrl-A C is its monitor); the ports lead nowhere.
+    """
+    # fmt: off
+    argv = [
+        *_base(qemu, spec, accelerator),
+        "-object", f"memory-backend-memfd,id=ram,size={spec.memory_mib}M,share=on",
+        "-serial", "mon:stdio",
+    ]
+    # fmt: on
+    backends = {name: f"null,id=port{index}" for index, name in enumerate(spec.ports)}
+    return (*argv, *_ports(backends), *_devices(spec))
+
+
+def _base(qemu: Qemu, spec: MachineSpec, accelerator: str) -> list[str]:
+    machine = [spec.machine, "memory-backend=ram"]
+    if spec.machine == "q35":
+        machine.append(
+            "sata=off"
+        )  # no disks here: an AHCI controller with six ports to probe costs boot time
+    # fmt: off
+    return [
+        str(qemu.path),
+        "-nodefaults",  # no VGA, network card, floppy or CD-ROM: only what is named here exists
+        "-no-user-config",  # what the host's /etc/qemu says must not change a test
+        "-display", "none",
+        "-nic", "none",  # says again, to readers, that nothing here touches a network
+        "-machine", ",".join(machine),
+        # Multi-threaded translation: with one host thread for all vCPUs a spinning guest starves the others.
+        "-accel", "tcg,thread=multi" if accelerator == "tcg" else accelerator,
+        "-cpu", spec.cpu,
+        "-smp", str(spec.cpus),
+        "-m", f"{spec.memory_mib}M",
+        "-no-reboot",  # with panic=-1 a panic, and without it a triple fault, ends QEMU instead of looping
+        "-kernel", str(spec.kernel),
+        "-initrd", str(spec.initrd),
+        "-append", " ".join(spec.cmdline),
+    ]
+    # fmt: on
+
+
+def _ports(backends: Mapping[str, str]) -> list[str]:
+    if not backends:
+        return []
+    argv = ["-device", "virtio-serial-pci,id=serial"]
+    for index, (name, backend) in enumerate(backends.items()):
+        argv += ["-chardev", backend]
+        # nr starts at 1: port 0 is reserved for a console
+        # (hw/char/virtio-serial-bus.c:virtser_port_device_realize)
+        argv += ["-device", f"virtserialport,bus=serial.0,nr={index + 1},chardev=port{index},name={name}"]
+    return argv
+
+
+def _devices(spec: MachineSpec) -> list[str]:
+    return [word for device in spec.devices for word in ("-device", device)]

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""A private folder per machine, and the removal of folders whose owner was killed."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+_PREFIX: Final = "iobmd-vm-"
+_LOCK: Final = "owner.lock"
+#: A folder without a lock file is either being made at this moment or was kept on purpose.
+_NEWBORN_SECONDS: Final = 60.0
+
+
+def workdir_base() -> Path:
+    """Where private folders go: ``$XDG_RUNTIME_DIR`` when it is usable, else the temporary folder."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime and Path(runtime).is_dir() and os.access(runtime, os.W_OK | os.X_OK):
+        return Path(runtime)
+    return Path(tempfile.gettempdir())
+
+
+class Workdir:
+    """A folder that belongs to one machine.
+
+    A folder the caller names is used as it is and never removed. An own one carries a locked file as long as
+    its owner lives: the lock falls with the process, however it ends, and the next machine sweeps the folder
+    away.
+    """
+
+    def __init__(self, given: Path | None = None, *, base: Path | None = None) -> None:
+        """Makes the folder.
+
+        Args:
+            given: use this one, creating it if needed.
+            base: parent of an own one; `workdir_base` if None.
+        """
+        self._owned = given is None
+        self._lock = -1
+        if given is not None:
+            given.mkdir(parents=True, exist_ok=True)
+            self.path = given.resolve()
+            return
+        parent = base or workdir_base()
+        sweep(parent)
+        self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+        self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def close(self, *, keep: bool) -> None:
+        """Removes an own folder, or leaves it for good; idempotent.
+
+        Args:
+            keep: leave it; it is then nobody's and no sweep takes it.
+        """
+        if not self._owned or self._lock < 0:
+            return
+        if keep:
+            (self.path / _LOCK).unlink(missing_ok=True)
+        else:
+            shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+        self._lock = -1
+
+
+def sweep(base: Path) -> tuple[Path, ...]:
+    """Removes the folders of machines whose owner is dead.
+
+    Args:
+        base: the parent folder.
+
+    Returns:
+        What was removed.
+    """
+    gone: list[Path] = []
+    for path in base.glob(_PREFIX + "*"):
+        with contextlib.suppress(OSError):
+            if path.lstat().st_uid == os.getuid() and not path.is_symlink() and _sweep_one(path):
+                gone.append(path)
+    return tuple(gone)
+
+
+def _sweep_one(path: Path) -> bool:
+    try:
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        if time.time() - path.stat().st_mtime < _NEWBORN_SECONDS:
+            return False
+        path.rmdir()  # only an empty one: what was kept for a reader has files in it
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: the owner lives
+        shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(lock)
+    return True
