@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +68,6 @@ class Case:
         facts: the machine.
         trail: what was seen so far.
         looked: the machine was looked at from outside.
-        captures: milliseconds of each look, in order.
     """
 
     def __init__(self, bench: Bench, seed: str) -> None:
@@ -77,7 +75,6 @@ class Case:
         self.facts = bench.facts
         self.trail = Trail()
         self.looked = False
-        self.captures: list[float] = []
         self._bench = bench
         # Seeded by the clause: another run writes the same bytes, another clause others.
         self._random = random.Random(seed)  # noqa: S311 - patterns, not secrets
@@ -217,11 +214,9 @@ class Case:
 
         Nothing may be asked of the guest inside the block: it stands still and would not answer.
         """
-        started = time.perf_counter()
         with self._bench.oracle.frozen() as view:
             self.looked = True
             yield Look(view, self.trail)
-        self.captures.append(1000 * (time.perf_counter() - started))
 
     # -- contents -------------------------------------------------------------------------------------------
 

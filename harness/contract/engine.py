@@ -127,7 +127,7 @@ def judge(
     known = _all_checks() if checks is None else checks
     results = [] if into is None else into
     bench = Bench(guest, iokit, oracle, MachineFacts.of(guest.machine))
-    captures: list[float] = []
+    earlier = len(oracle.milliseconds)
     wanted = tuple(clauses)
     started = time.perf_counter()
     with progress.task("judging", len(wanted)) as task:
@@ -139,27 +139,26 @@ def judge(
             else:
                 case = Case(bench, seed=clause.id)
                 results.append(_decide(found, clause, case))
-                captures += case.captures
             task.advance(1)
     return Judgement(
         results=tuple(results),
         provenance=provenance_of(guest),
         boot_seconds=guest.boot_seconds,
         check_seconds=time.perf_counter() - started,
-        oracle_milliseconds=tuple(captures),
+        oracle_milliseconds=oracle.milliseconds[earlier:],
     )
 
 
 def provenance_of(guest: Guest) -> Provenance:
     """Return what a judgement on *guest* is made on."""
-    machine = guest.machine
+    machine, spec = guest.machine, guest.machine.spec
     return Provenance(
         kernel=guest.image.kernel.label,
         release=guest.hello.release,
         qemu=machine.qemu_version,
         accelerator=machine.accelerator.name,
         accelerator_reason=machine.accelerator.reason,
-        machine=machine.describe(),
+        machine=f"{spec.machine}, {spec.cpu} CPU model, {spec.cpus} vCPU, {spec.memory_mib} MiB",
         module=guest.image.module.build_id,
     )
 

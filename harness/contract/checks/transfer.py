@@ -90,7 +90,7 @@ def writes_into_an_out_buffer_move_nothing(case: Case) -> None:
             )
 
 
-@check("H06", outside=True)
+@check("H06", outside=True, partial="prepare() does not exist yet; writes after the redirection arrive")
 def an_out_buffer_can_be_redirected(case: Case) -> None:
     """Redirects a wired Out-only buffer in place; writes arrive then, in the same physical pages."""
     for direction in (kIODirectionIn, kIODirectionInOut):

@@ -123,6 +123,10 @@ class FakeOracle:
     def __init__(self, iokit: FakeIOKit, kind: MemoryType = MemoryType.WB) -> None:
         self._iokit, self.kind, self.looks = iokit, kind, 0
 
+    @property
+    def milliseconds(self) -> tuple[float, ...]:
+        return (1.0,) * self.looks
+
     @contextmanager
     def frozen(self) -> Iterator[FakeView]:
         self.looks += 1
@@ -135,10 +139,10 @@ class FakeGuest:
     def __init__(self) -> None:
         console = SimpleNamespace(text=lambda: "a kernel said this\n")
         self.machine = SimpleNamespace(
-            spec=SimpleNamespace(memory_mib=512, cpus=1, devices=()),
+            spec=SimpleNamespace(machine="q35", cpu="max", memory_mib=512, cpus=1, devices=()),
             ram=SimpleNamespace(ranges=((0, 512 << 20),)),
             accelerator=SimpleNamespace(name="tcg", reason="asked for"),
-            qemu_version="7.2", console=console, describe=lambda: "q35, 512 MiB",
+            qemu_version="7.2", console=console,
         )  # fmt: skip
         self.image = SimpleNamespace(
             kernel=SimpleNamespace(label="custom"), module=SimpleNamespace(build_id="0123")
