@@ -10,7 +10,7 @@ import time
 import zlib
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 
@@ -154,7 +154,6 @@ def test_the_agent_ends_with_its_host(agent, protocol, cut):
     assert agent.process.wait(5) == 0
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_frame_never_ends_the_agent(agent, protocol, data):
     """Flip, drop and insert bytes; behind enough padding the next frame is understood whatever happened."""

@@ -13,7 +13,7 @@ import os
 import struct
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.link.errors import GuestBusy, RequestMalformed, RequestRefused
@@ -268,7 +268,6 @@ def reloc_is_sound(reloc, arena):
     return reloc["place"] < 6 if reloc["kind"] == 0 else reloc["kind"] == 1 and reloc["place"] + 8 <= arena
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fields=requests)
 def test_every_call_is_either_sound_or_malformed(link, protocol, fields):
     window = {name: fields[name] for name in ("arena", "out_start", "out_length")}

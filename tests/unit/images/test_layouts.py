@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import BadInput
@@ -215,7 +215,6 @@ def test_files_without_debug_information(compile_c: Callable[..., Path], tmp_pat
         Layouts.from_elf(tmp_path / "absent")
 
 
-@settings(database=None)  # the project's folder may be read-only
 @given(st.integers(0, 2**64 - 1), st.integers(-(2**31), 2**31 - 1), st.binary(max_size=5))
 def test_round_trip(wide: int, level: int, text: bytes) -> None:
     fields = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -204,7 +204,6 @@ def test_every_edge_against_the_second_telling(shim, limits):
         )
 
 
-@settings(max_examples=3000, deadline=None)
 @given(
     capacity=st.one_of(st.integers(0, TOP - 1), st.integers(0, 3 * PAGE), st.sampled_from(EDGES)),
     alignment=st.one_of(st.integers(0, TOP - 1), st.integers(0, 3 * PAGE), st.sampled_from(EDGES)),

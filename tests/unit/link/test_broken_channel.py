@@ -60,7 +60,9 @@ def peer(ends, protocol):
 
 
 @pytest.fixture
-def link(ends, link_layouts):
+def link(ends, link_layouts, monkeypatch):
+    # How long a link waits for the reason of a closed stream; here there will be none.
+    monkeypatch.setattr("harness.link.link._DEATH_SECONDS", 0.1)
     return Link(ends[0], link_layouts, lambda: None, lambda: ["last words"])
 
 

@@ -7,7 +7,7 @@ import re
 import struct
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import BadInput
@@ -15,8 +15,6 @@ from harness.images import source_root
 from harness.link.errors import ChannelBroken
 from harness.link.frames import Decoder, Noise, Record
 from harness.link.syscalls import Call, In, InOut, Nr, Out, SyscallResult, cstring
-
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize(
@@ -61,7 +59,6 @@ pieces = st.lists(
 )
 
 
-@quick
 @given(pieces=pieces, cuts=st.lists(st.integers(1, 40), min_size=1, max_size=30))
 def test_frames_come_out_of_any_stream_however_it_is_cut(protocol, pieces, cuts):
     stream, payloads, junk = bytearray(), [], 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.oracle import aliases
@@ -50,7 +50,6 @@ def build(synthetic, levels, mapped):
 
 
 @pytest.mark.parametrize("levels", [4, 5])
-@settings(deadline=None)
 @given(data=st.data())
 def test_scan_finds_what_was_mapped_and_agrees_with_the_walk(synthetic, levels, data):
     ram, tables = build(synthetic, levels, data.draw(mappings(levels)))
@@ -70,7 +69,6 @@ def test_scan_finds_what_was_mapped_and_agrees_with_the_walk(synthetic, levels, 
         assert found.flags[n] == walked.user | walked.writable << 1 | walked.executable << 2
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_touching_agrees_with_comparing_everything(synthetic, data):
     ram, tables = build(synthetic, 4, data.draw(mappings(4)))
@@ -132,15 +130,15 @@ def test_tables_that_point_at_themselves_end(synthetic):
         assert found.folded > 0
 
 
-@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32), levels=st.sampled_from([4, 5]), local=st.booleans())
 def test_garbage_ends_and_agrees_with_the_walk(synthetic, seed, levels, local):
     random = np.random.default_rng(seed)
-    ram = synthetic.Ram((0, MIB))
-    words = ram.array(0, MIB).view("<u8")
+    size = MIB // 4  # 64 tables, all of which may point at each other
+    ram = synthetic.Ram((0, size))
+    words = ram.array(0, size).view("<u8")
     words[:] = random.integers(0, 2**64, len(words), dtype=np.uint64)
     if local:  # everything points into RAM
-        words &= np.uint64(0xFFF0_0000_000F_FFFF)
+        words &= np.uint64(0xFFF0_0000_0003_FFFF)
     try:
         found = scan(Tables(ram), [0x3000], levels)
     except OracleError:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.oracle import EFFECTIVE, MemoryType, MtrrMap, ReservedType, TypeRules, decode_pat
@@ -191,7 +191,6 @@ def variable_ranges(draw):
     return found
 
 
-@settings(deadline=None)
 @given(kinds, st.booleans(), fixed_registers, variable_ranges(), st.data())
 def test_map_agrees_with_the_rules_address_by_address(default, fixed_on, fixed, variable, data):
     def_type = 0x800 | default | (0x400 if fixed_on else 0)

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import BadInput
@@ -258,7 +258,6 @@ def test_writing_a_page_table_is_seen_at_once(synthetic):
     assert view.types_of(buffer(va, 1)) == {WC}
 
 
-@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_bulk_answers_equal_single_ones(synthetic, data):
     """Many buffers at once, against the aliases of each page asked for one by one."""

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""The console door: ``iobmd check``, ``iobmd boot`` and ``iobmd doctor``.
+
+Exit codes: 0 all well, 1 a clause is broken, 2 could not run (the host lacks something, or bad arguments),
+3 the guest or QEMU died, 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from harness import doctor
+from harness.contract.catalogue import catalogue
+from harness.contract.engine import judge
+from harness.contract.model import ClauseResult, Verdict
+from harness.errors import GuestFailure, HarnessError
+from harness.images import RichProgress
+from harness.iokit import IOKit
+from harness.options import add_options, from_namespace, make_guest, prepare
+from harness.oracle import Oracle
+from harness.report import check_writable, print_judgement, write_json
+
+_EPILOG = """\
+exit codes: 0 all well; 1 a clause is broken; 2 could not run; 3 the guest or QEMU died; 130 interrupted
+
+examples:
+  iobmd check                              judge the default kernel
+  iobmd check --kernel debian-6.12-cloud   another one
+  iobmd check --group C -v                 one group, with all the evidence
+  iobmd check --kernel ./vmlinuz --modules ./lib/modules/6.9.0 --headers ./linux
+  iobmd boot                               look around in a guest (Ctrl-] leaves)
+  iobmd doctor                             what this host can do, what is missing
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors of the harness are printed, not raised."""
+    arguments = _parser().parse_args(argv)
+    errors = Console(stderr=True, highlight=False)
+    try:
+        return int(arguments.run(arguments))
+    except HarnessError as error:
+        style = "red" if errors.is_terminal else None
+        errors.print(f"iobmd: {error}", markup=False, soft_wrap=True, style=style)
+        return error.exit_code
+    except KeyboardInterrupt:
+        errors.print("iobmd: interrupted; the guest is gone")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="iobmd",
+        description="Boots a real Linux kernel, creates DMA buffers in it as IOBufferMemoryDescriptor "
+        "documents them, and judges every claim by evidence taken from outside the guest.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    check = commands.add_parser("check", help="judge the contract's clauses on a kernel, print a table")
+    check.add_argument("--group", metavar="GROUP|CLAUSE", action="append", default=[],
+                       help="only this group or clause (C, C08, ...); may be repeated")  # fmt: skip
+    check.add_argument("--json", metavar="FILE", type=Path, help="write verdicts and evidence to FILE, too")
+    check.add_argument("-v", "--verbose", action="store_true", help="print the evidence of every clause")
+    check.set_defaults(run=_check)
+
+    boot = commands.add_parser("boot", help="a shell on the serial console of a guest")
+    boot.set_defaults(run=_boot)
+
+    for command in (check, boot):
+        add_options(command.add_argument)
+        command.add_argument("--refresh", action="store_true",
+                             help="look for a newer version of the recipe's kernel first")  # fmt: skip
+
+    host = commands.add_parser("doctor", help="what this host can do and what is missing")
+    host.set_defaults(run=lambda _: doctor.run(Console(highlight=False)))
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    clauses = catalogue().select(*arguments.group)
+    if arguments.json:
+        check_writable(arguments.json)
+    options = from_namespace(arguments)
+    progress = RichProgress()
+    image = prepare(options, progress)
+    decided: list[ClauseResult] = []
+    try:
+        with make_guest(options, image) as booted, IOKit(booted) as iokit:
+            judgement = judge(booted, iokit, Oracle(booted.machine), clauses, progress, into=decided)
+    except GuestFailure:
+        if decided:
+            last = decided[-1].clause.id
+            progress.note(f"{len(decided)} of {len(clauses)} clauses were judged before, the last was {last}")
+        raise
+    judgement = judgement.covering(catalogue().values(), "not asked for in this run")
+    print_judgement(judgement, verbose=arguments.verbose)
+    if arguments.json:
+        write_json(judgement, arguments.json)
+    return 1 if judgement.count(Verdict.BROKEN) else 0
+
+
+def _boot(arguments: argparse.Namespace) -> int:
+    options = from_namespace(arguments)
+    image = prepare(options, RichProgress(), with_shell=True)
+    with make_guest(options, image, with_shell=True) as booted:
+        print(
+            f"{booted.hello.release}, {booted.machine.describe()}; Ctrl-] leaves and ends the guest",
+            flush=True,
+        )
+        booted.machine.console.interact()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

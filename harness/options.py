@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""What both doors ask for alike: which kernel, which machine, and how to get to a running guest."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import BadInput
+from harness.images import GuestImage, KernelSelector, Progress, default_recipe, prepare_guest, prepare_kernel
+from harness.link import Guest, GuestOptions
+from harness.vm import Accel, MachineSpec
+
+DEFAULT_RECIPE = default_recipe()
+_DEFAULT_MEMORY = 512
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """A kernel and a machine, as typed.
+
+    Attributes:
+        kernel: a recipe's name, or the path of a vmlinuz (then with *modules* and *headers*).
+        modules: the ``lib/modules/<release>`` folder that belongs to a vmlinuz.
+        headers: the kernel's build tree, what ``make -C`` takes.
+        memory_mib: guest RAM in MiB.
+        cpus: virtual CPUs.
+        accel: which accelerator to use.
+        refresh: look for a newer version of the recipe's kernel first.
+    """
+
+    kernel: str = DEFAULT_RECIPE
+    modules: Path | None = None
+    headers: Path | None = None
+    memory_mib: int = _DEFAULT_MEMORY
+    cpus: int = 1
+    accel: Accel = Accel.AUTO
+    refresh: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a machine that cannot be before a kernel is downloaded for it.
+
+        Raises:
+            BadInput: memory or CPUs outside of what a machine can have.
+        """
+        nothing = Path()
+        MachineSpec(kernel=nothing, initrd=nothing, memory_mib=self.memory_mib, cpus=self.cpus)
+
+    @property
+    def selector(self) -> KernelSelector:
+        """What the images room is asked for."""
+        if self.modules is None and self.headers is None and "/" not in self.kernel:
+            return KernelSelector(recipe=self.kernel)
+        return KernelSelector(vmlinuz=Path(self.kernel), modules=self.modules, headers=self.headers)
+
+    def guest(self, *, with_shell: bool) -> GuestOptions:
+        """Return the machine to boot; with *with_shell* the agent also serves the console."""
+        return GuestOptions(
+            memory_mib=self.memory_mib,
+            cpus=self.cpus,
+            accel=self.accel,
+            cmdline=("iobmd.shell",) if with_shell else (),
+        )
+
+
+def add_options(add: Callable[..., Any]) -> None:
+    """Declare the options; *add* is ``add_argument`` of argparse or ``addoption`` of a pytest group."""
+    add("--kernel", metavar="RECIPE|VMLINUZ", default=DEFAULT_RECIPE,
+        help="a kernel recipe (`iobmd doctor` lists them), or the path of your own vmlinuz "
+        "together with --modules and --headers; default %(default)s")  # fmt: skip
+    add("--modules", metavar="DIR", type=Path, default=None,
+        help="your kernel's lib/modules/<release> folder")  # fmt: skip
+    add("--headers", metavar="DIR", type=Path, default=None,
+        help="your kernel's build tree (what `make -C` takes)")  # fmt: skip
+    add("--memory", metavar="MIB", type=int, default=_DEFAULT_MEMORY,
+        help="guest RAM in MiB; default %(default)s")  # fmt: skip
+    add("--cpus", metavar="N", type=int, default=1, help="virtual CPUs; default %(default)s")
+    add("--accel", choices=[accel.value for accel in Accel], default=Accel.AUTO.value,
+        help="auto uses KVM only where a guest has answered under it; default %(default)s")  # fmt: skip
+
+
+def from_namespace(values: Namespace) -> MachineOptions:
+    """Return the options that `add_options` declared, as parsed."""
+    return MachineOptions(
+        kernel=values.kernel,
+        modules=values.modules,
+        headers=values.headers,
+        memory_mib=values.memory,
+        cpus=values.cpus,
+        accel=Accel(values.accel),
+        refresh=getattr(values, "refresh", False),
+    )
+
+
+def prepare(options: MachineOptions, progress: Progress, *, with_shell: bool = False) -> GuestImage:
+    """Fetch and build whatever a guest with *options* boots from; quick when it is all cached.
+
+    Raises:
+        BadInput: no such recipe, or a custom kernel whose parts do not belong together.
+        HostLacks: no network and nothing cached, no space, or a missing program.
+    """
+    if options.kernel == "":
+        raise BadInput("--kernel is empty", hint=f"--kernel {DEFAULT_RECIPE}")
+    kernel = prepare_kernel(options.selector, progress, refresh=options.refresh)
+    return prepare_guest(kernel, progress, with_shell=with_shell)
+
+
+def make_guest(options: MachineOptions, image: GuestImage, *, with_shell: bool = False) -> Guest:
+    """Return the guest, not booted yet: a context manager."""
+    return Guest(image, options.guest(with_shell=with_shell))

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: MIT
+"""The pytest door: fixtures that boot a guest, speak to it and look at it from outside.
+
+==============  ========  ===========================================================================
+fixture         scope     what it is
+==============  ========  ===========================================================================
+``guest``       session   a booted kernel whose agent answered; one per worker
+``machine``     session   the QEMU process under it
+``oracle``      session   the observer outside it
+``iobmd``       function  the factories; every descriptor left over is released when the test ends
+``guest_image`` session   what is booted: kernel, module, agent, initramfs
+==============  ========  ===========================================================================
+
+A test that fails while it uses a guest leaves the guest's console, QEMU's command line and the command that
+repeats the test in the results folder (``--results``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import shutil
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.errors import GuestFailure, HarnessError
+from harness.images import GuestImage, RichProgress, source_root
+from harness.iokit import IOKit
+from harness.link import Guest
+from harness.options import MachineOptions, add_options, from_namespace, make_guest, prepare
+from harness.oracle import Oracle
+from harness.vm import Machine
+
+_GUEST = pytest.StashKey[Guest]()
+_CONSOLE_START = pytest.StashKey[int]()
+_CONSOLE_TAIL = 40
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the machine's options in a group of their own."""
+    group = parser.getgroup("iobmd", "guests for kernel tests")
+    add_options(group.addoption)
+    group.addoption(
+        "--results", metavar="DIR", type=Path, default=Path("results"),
+        help="where failing tests leave console, QEMU command line and how to repeat; default %(default)s",
+    )  # fmt: skip
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say which kernel and machine tests get; the accelerator is decided when the first guest boots."""
+    options = _options(config)
+    return (
+        f"iobmd: kernel {options.kernel}, {options.memory_mib} MiB, {options.cpus} vCPU, "
+        f"accelerator {options.accel.value}"
+    )
+
+
+@pytest.fixture(scope="session")
+def guest_image(pytestconfig: pytest.Config) -> GuestImage:
+    """What the session boots; fetched and built on the first use, with progress on the terminal."""
+    with _uncaptured(pytestconfig):
+        return prepare(_options(pytestconfig), RichProgress())
+
+
+@pytest.fixture(scope="session")
+def guest(pytestconfig: pytest.Config, guest_image: GuestImage) -> Iterator[Guest]:
+    """A booted guest whose agent answered; shared by the whole session."""
+    with make_guest(_options(pytestconfig), guest_image) as booted:
+        pytestconfig.stash[_GUEST] = booted
+        yield booted
+
+
+@pytest.fixture(scope="session")
+def machine(guest: Guest) -> Machine:
+    """The QEMU process the guest runs in."""
+    return guest.machine
+
+
+@pytest.fixture(scope="session")
+def oracle(machine: Machine) -> Oracle:
+    """The observer outside the guest: page tables, PAT, MTRRs, memory."""
+    return Oracle(machine)
+
+
+@pytest.fixture
+def iobmd(guest: Guest) -> Iterator[IOKit]:
+    """The factories of IOBufferMemoryDescriptor; what a test leaves over is released for it."""
+    session = IOKit(guest)
+    try:
+        yield session
+    finally:
+        with contextlib.suppress(GuestFailure):  # a dead guest has failed the test already, with its reason
+            session.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Remember where this test's part of the console starts."""
+    booted = item.config.stash.get(_GUEST, None)
+    item.stash[_CONSOLE_START] = len(booted.machine.console.text()) if booted else 0
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep the evidence of a failure while the guest is still there."""
+    report = yield
+    booted = item.config.stash.get(_GUEST, None)
+    if report.failed and booted is not None and "guest" in getattr(item, "fixturenames", ()):
+        folder = _keep_evidence(item, booted, call)
+        report.sections.append(("iobmd: console of this test", "\n".join(_console_of(item, booted))))
+        report.sections.append(("iobmd: evidence", f"kept in {folder}\nrepeat with: {_repeat_command(item)}"))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Close with what the tests ran on and why."""
+    booted = config.stash.get(_GUEST, None)
+    if booted is not None:
+        verdict = booted.machine.accelerator
+        terminalreporter.write_line(
+            f"iobmd: {booted.hello.release} ({booted.image.kernel.label}), "
+            f"QEMU {booted.machine.qemu_version}, {verdict.name}: {verdict.reason}; "
+            f"booted in {booted.boot_seconds:.2f} s"
+        )
+
+
+def _options(config: pytest.Config) -> MachineOptions:
+    try:
+        return from_namespace(config.option)
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _uncaptured(config: pytest.Config) -> Iterator[None]:
+    """Let progress through to the terminal: the first download takes longer than anybody likes to stare."""
+    manager = config.pluginmanager.getplugin("capturemanager")
+    if manager is None:
+        yield
+        return
+    with manager.global_and_fixture_disabled():
+        yield
+
+
+def _console_of(item: pytest.Item, booted: Guest) -> list[str]:
+    text = booted.machine.console.text()[item.stash.get(_CONSOLE_START, 0) :]
+    lines = text.splitlines()[-_CONSOLE_TAIL:]
+    return lines or ["(the kernel said nothing during this test)"]
+
+
+def _repeat_command(item: pytest.Item) -> str:
+    options = _options(item.config)
+    # Elsewhere than in this project the plugin runs in the caller's own environment.
+    door = ["images/bootstrap"] if item.config.rootpath == source_root() else []
+    words = [*door, "pytest", item.nodeid, "--kernel", options.kernel]
+    words += [
+        "--memory",
+        str(options.memory_mib),
+        "--cpus",
+        str(options.cpus),
+        "--accel",
+        options.accel.value,
+    ]
+    for name in ("modules", "headers"):
+        folder = getattr(options, name)
+        words += [f"--{name}", str(folder)] if folder else []
+    return shlex.join(words)
+
+
+def _keep_evidence(item: pytest.Item, booted: Guest, call: pytest.CallInfo[None]) -> Path:
+    name = re.sub(r"[^\w.\[\]=-]+", "_", item.nodeid)[:150]
+    results: Path = item.config.getoption("--results")
+    folder = item.config.rootpath / results / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "console.log").write_text(booted.machine.console.text(), errors="replace")
+    (folder / "qemu.sh").write_text(
+        f"# as it was run: {booted.machine.command()}\n{booted.machine.repro_command()}\n"
+    )
+    (folder / "repeat.sh").write_text(_repeat_command(item) + "\n")
+    if call.excinfo is not None:
+        (folder / "error.txt").write_text(str(call.excinfo.value) + "\n")
+    return folder

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: MIT
+"""Both doors take the same words for the same machine."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from harness.errors import BadInput
+from harness.options import MachineOptions, add_options, from_namespace
+from harness.vm import Accel
+
+
+def parse(*argv):
+    parser = argparse.ArgumentParser()
+    add_options(parser.add_argument)
+    return from_namespace(parser.parse_args(argv))
+
+
+def test_nothing_given_is_the_default_recipe():
+    assert parse() == MachineOptions()
+    assert parse().selector.recipe == "debian-6.1-cloud"
+
+
+def test_a_name_is_a_recipe_and_a_path_is_a_kernel():
+    assert parse("--kernel", "debian-6.12").selector.recipe == "debian-6.12"
+    own = parse("--kernel", "./vmlinuz", "--modules", "m", "--headers", "h").selector
+    assert (own.recipe, own.vmlinuz, own.modules, own.headers) == (
+        None, Path("vmlinuz"), Path("m"), Path("h"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "argv", [("--kernel", "./vmlinuz"), ("--modules", "m"), ("--kernel", "./v", "--headers", "h")]
+)
+def test_a_kernel_of_ones_own_needs_all_three_parts(argv):
+    with pytest.raises(BadInput, match="vmlinuz, modules and headers"):
+        _ = parse(*argv).selector
+
+
+def test_the_machine_is_what_was_typed():
+    guest = parse("--memory", "2048", "--cpus", "2", "--accel", "tcg").guest(with_shell=False)
+    assert (guest.memory_mib, guest.cpus, guest.accel) == (2048, 2, Accel.TCG)
+    assert "iobmd.shell" not in guest.cmdline
+    assert "iobmd.shell" in parse().guest(with_shell=True).cmdline

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""``iobmd`` from the command line, against real guests."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pexpect
+import pytest
+
+
+def command(pytestconfig, *argv):
+    machine = ["--kernel", pytestconfig.option.kernel, "--accel", pytestconfig.option.accel]
+    return [sys.executable, "-m", "harness.cli", *argv, *machine]
+
+
+@pytest.fixture
+def iobmd_command(pytestconfig, tmp_path):
+    def run(*argv):
+        return subprocess.run(
+            command(pytestconfig, *argv),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+
+    return run
+
+
+def test_check_prints_a_table_and_writes_the_same_as_json(iobmd_command, tmp_path):
+    done = iobmd_command("check", "--group", "C", "--group", "F02", "--json", "report.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "F02   holds" in done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    clauses = {entry["id"]: entry for entry in report["clauses"]}
+    assert len(clauses) == 173
+    page = clauses["F02"]["evidence"]["pages"][0]
+    assert page["effective"] == "WC"
+    assert int(page["va"], 16) > 1 << 63
+    assert clauses["F02"]["from_outside"] is True
+    assert clauses["A01"]["verdict"] == "unproved"
+    assert f"holds {sum(e['verdict'] == 'holds' for e in clauses.values())}, broken 0" in done.stdout
+
+
+def guests_marked(mark):
+    """Return the pids of QEMU processes that were started, by whomever, from an environment with *mark*."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes()
+            if b"qemu-system" in words and mark.encode() in (process / "environ").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_an_end_from_outside_leaves_no_guest(pytestconfig, tmp_path, number, code):
+    mark = f"iobmd-{uuid.uuid4()}"
+    process = subprocess.Popen(
+        command(pytestconfig, "check"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, "IOBMD_MARK": mark},
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not guests_marked(mark):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(20) == code
+        deadline = time.monotonic() + 2
+        while left := guests_marked(mark):
+            assert time.monotonic() < deadline, f"left behind: {left}"
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_boot_gives_a_shell_on_the_console(pytestconfig, tmp_path):
+    argv = command(pytestconfig, "boot")
+    child = pexpect.spawn(argv[0], argv[1:], cwd=str(tmp_path), encoding="utf-8", timeout=120)
+    try:
+        child.expect_exact("iobmd:/# ")
+        child.sendline("grep -c iobmd /proc/modules; uname -r")
+        child.expect(r"1\r\n(6\.\S+)")
+        child.send("\x1d")
+        child.expect(pexpect.EOF, timeout=20)
+        child.close()
+        assert child.exitstatus == 0
+    finally:
+        child.close(force=True)
+
+
+def test_doctor_finds_this_host_ready(pytestconfig, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli", "doctor"], cwd=tmp_path, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "ready: iobmd check" in done.stdout
+    assert pytestconfig.option.kernel in done.stdout
