@@ -116,7 +116,7 @@ def test_a_length_beyond_the_limit_is_garbage(link, peer):
         pending.wait(5)
     follower = link.submit(link.protocol.ping)
     with pytest.raises(RequestTimedOut):
-        follower.wait(0.5)
+        follower.wait(0.1)
     sender.join()
 
 

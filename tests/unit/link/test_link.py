@@ -161,7 +161,8 @@ def test_a_late_reply_is_dropped(link, stuck):
         assert link.syscall(Nr.GETPID).value == link.hello().pid
 
 
-def test_a_stopped_agent_is_called_silent(link, agent):
+def test_a_stopped_agent_is_called_silent(link, agent, monkeypatch):
+    monkeypatch.setattr("harness.link.link._PROBE_SECONDS", 0.1)
     agent.process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, agent.process.pid, os.WSTOPPED)
     try:
