@@ -18,8 +18,8 @@ from typing import Any
 
 from harness.errors import BadInput, HarnessError, HostLacks
 from harness.images.progress import Progress, Task
-from harness.images.run import ProgramFailed, kill_group, need, raise_for, run, start
-from harness.images.store import Store, cache_errors
+from harness.images.run import NO_SPACE_TEXTS, ProgramFailed, kill_group, need, raise_for, run, start
+from harness.images.store import Store, cache_errors, no_space
 
 UPDATE_TIMEOUT = 300.0
 DOWNLOAD_TIMEOUT = 1800.0
@@ -102,7 +102,7 @@ class Apt:
         A source that fails does not fail this: whether the wanted package is there is asked later.
 
         Raises:
-            HostLacks: this host has no apt, or the cache cannot be written.
+            HostLacks: this host has no apt, or the cache cannot be written or is full.
         """
         with cache_errors(self.root, "making folders for apt"), self._store.lock("apt", self._progress):
             self._prepare()
@@ -122,6 +122,11 @@ class Apt:
         self._complaints = tuple(line for line in lines if line.startswith(("Err:", "E:", "W:")))
         if not self._complaints:
             self._store.set_pointer("apt-lists", {"fetched": time.time()})
+            return
+        for line in self._complaints:
+            if any(text in line for text in NO_SPACE_TEXTS):
+                raise no_space(self._store.root, "fetching Debian's package lists", line)
+        self._progress.note(f"not every package list could be fetched; apt says: {self._complaints[0]}")
 
     def closure(self, names: Iterable[str], follow: str) -> tuple[IndexEntry, ...]:
         """Return ``names`` and what they depend on, as far as the names match the pattern ``follow``.
@@ -151,7 +156,8 @@ class Apt:
         entries = tuple(entries)
         size = sum(entry.size for entry in entries)
         names = [f"{entry.record.name}={entry.record.version}" for entry in entries]
-        with self._progress.task(f"Downloading {len(entries)} packages, {size / 1e6:.0f} MB", 100.0) as task:
+        title = f"Downloading {len(entries)} package{'s' if len(entries) != 1 else ''}, {size / 1e6:.0f} MB"
+        with self._progress.task(title, 100.0) as task:
             try:
                 self._fetch(names, folder, task)
             except ProgramFailed as failed:

@@ -17,7 +17,8 @@ TAIL = 40
 """Lines of a failed program's output that an error carries."""
 
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE")
-_NO_SPACE_TEXTS = ("No space left on device", "enough free space", "Disk quota exceeded")
+NO_SPACE_TEXTS = ("No space left on device", "enough free space", "Disk quota exceeded")
+"""What programs print in the C locale when the disk is full: strerror(3), and apt-get before a download."""
 
 
 class ProgramFailed(HarnessError):
@@ -148,7 +149,7 @@ def raise_for(code: int, argv: Sequence[str], output: str, *, doing: str, hint: 
     """
     if code == 0:
         return
-    complaint = next((line for line in output.splitlines() if any(t in line for t in _NO_SPACE_TEXTS)), None)
+    complaint = next((line for line in output.splitlines() if any(t in line for t in NO_SPACE_TEXTS)), None)
     if complaint is not None:
         raise no_space(cache_root(), doing, complaint.strip())
     observed = f"exit code {code}" if code > 0 else f"killed by signal {-code}"

@@ -127,6 +127,25 @@ def test_sources_that_cannot_be_reached(host: Host) -> None:
     assert "E: Failed to fetch" in caught.value.evidence
 
 
+def test_a_disk_that_is_full_is_not_taken_for_a_network_that_is_down(host: Host) -> None:
+    host.apt_get(update="echo 'E: Write error - write (28: No space left on device)'; exit 100")
+    with pytest.raises(CacheUnusable, match="full"):
+        prepare_kernel(KernelSelector(), SilentProgress())
+
+
+def test_lists_that_could_not_be_refreshed_are_spoken_of(host: Host, cache: Path) -> None:
+    class Heard(SilentProgress):
+        said = ""
+
+        def note(self, text: str) -> None:
+            self.said += text
+
+    heard = Heard()
+    host.apt_get(update="echo 'Err:1 nowhere'; exit 100")
+    Apt(Store(cache), heard).update(force=True)
+    assert "Err:1 nowhere" in heard.said
+
+
 def test_another_source_that_fails_does_not_matter(host: Host, apt: Apt) -> None:
     host.apt_get(update="echo 'E: third party'; exit 100")
     host.index({"linux-image-amd64": "libc6"})
