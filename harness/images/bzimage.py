@@ -72,10 +72,10 @@ def uncompressed_elf(image: Path) -> bytes:
 
     Raises:
         NoElfInside: there is none, it is packed in an unknown way, or it has no PVH entry.
-        BadInput: the file cannot be read.
+        BadInput: the file cannot be read, or is shorter than its setup header says.
     """
     data = _read(image)
-    elf = data if data[:4] == b"\x7fELF" else _unpack(_payload(data))
+    elf = data if data[:4] == b"\x7fELF" else _unpack(_payload(image, data))
     if elf[:4] != b"\x7fELF":
         raise NoElfInside(f"the payload is no ELF (it starts with {elf[:4].hex(' ')})")
     if elf[4] != 2 or struct.unpack_from("<H", elf, 18)[0] != _EM_X86_64:
@@ -96,13 +96,20 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
-def _payload(data: bytes) -> bytes:
+def _payload(image: Path, data: bytes) -> bytes:
     if data[0x202:0x206] != b"HdrS" or struct.unpack_from("<H", data, 0x206)[0] < 0x208:
         raise NoElfInside("no bzImage of boot protocol 2.08 or later")
     offset, length = struct.unpack_from("<II", data, 0x248)
     start = ((data[0x1F1] or 4) + 1) * 512 + offset
-    if not length or start + length > len(data):
-        raise NoElfInside("the setup header's payload lies outside the file")
+    if not length:
+        raise NoElfInside("the setup header speaks of no payload")
+    if start + length > len(data):
+        raise BadInput(
+            f"the kernel {image} is cut off",
+            tried="looked for the payload that its setup header speaks of",
+            observed=f"that ends at byte {start + length}, the file at byte {len(data)}",
+            hint="copy it again",
+        )
     return data[start : start + length]
 
 
