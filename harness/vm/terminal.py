@@ -101,7 +101,8 @@ def _raw(fd: int) -> Iterator[None]:
         tty.setraw(fd)
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSAFLUSH, before)
+        with contextlib.suppress(termios.error):  # the terminal itself is gone: a closed window
+            termios.tcsetattr(fd, termios.TCSAFLUSH, before)
 
 
 @contextmanager

@@ -297,6 +297,22 @@ def test_a_signal_restores_the_terminal(guest: Guest) -> None:
     os.close(terminal)
 
 
+def test_a_terminal_that_hangs_up_is_no_error_of_its_own(guest: Guest) -> None:
+    keys, terminal = pty.openpty()
+
+    def hang_up() -> None:
+        os.read(keys, 100)
+        os.close(keys)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    closer = threading.Thread(target=hang_up)
+    closer.start()
+    with pytest.raises(SystemExit):
+        guest.console.interact(terminal, terminal)
+    closer.join()
+    os.close(terminal)
+
+
 def test_piped_input_needs_no_terminal(guest: Guest) -> None:
     read, write = os.pipe()
     out_read, out_write = os.pipe()
