@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import BadInput
-from harness.images import GuestImage, KernelSelector, Progress, default_recipe, prepare_guest, prepare_kernel
+from harness.images import (
+    GuestImage,
+    KernelSelector,
+    Progress,
+    default_recipe,
+    find_recipe,
+    load_recipes,
+    prepare_guest,
+    prepare_kernel,
+)
 from harness.link import Guest, GuestOptions
 from harness.vm import Accel, MachineSpec
 
@@ -42,16 +51,22 @@ class MachineOptions:
         """Refuse a machine that cannot be before a kernel is downloaded for it.
 
         Raises:
-            BadInput: memory or CPUs outside of what a machine can have.
+            BadInput: no such recipe, parts of a kernel without the others, or memory or CPUs outside of what
+                a machine can have.
         """
+        if not self.kernel:
+            raise BadInput("--kernel is empty", hint=f"--kernel {DEFAULT_RECIPE}")
+        if self.selector.recipe is not None:
+            find_recipe(self.selector.recipe)
         nothing = Path()
         MachineSpec(kernel=nothing, initrd=nothing, memory_mib=self.memory_mib, cpus=self.cpus)
 
     @property
     def selector(self) -> KernelSelector:
-        """What the images room is asked for."""
-        if self.modules is None and self.headers is None and "/" not in self.kernel:
-            return KernelSelector(recipe=self.kernel)
+        """What the images room is asked for: a recipe's name is one even where a file is called the same."""
+        own = self.modules or self.headers or "/" in self.kernel or Path(self.kernel).is_file()
+        if self.kernel in load_recipes() or not own:
+            return KernelSelector(recipe=self.kernel, modules=self.modules, headers=self.headers)
         return KernelSelector(vmlinuz=Path(self.kernel), modules=self.modules, headers=self.headers)
 
     def guest(self, *, with_shell: bool) -> GuestOptions:
@@ -100,8 +115,6 @@ def prepare(options: MachineOptions, progress: Progress, *, with_shell: bool = F
         BadInput: no such recipe, or a custom kernel whose parts do not belong together.
         HostLacks: no network and nothing cached, no space, or a missing program.
     """
-    if options.kernel == "":
-        raise BadInput("--kernel is empty", hint=f"--kernel {DEFAULT_RECIPE}")
     kernel = prepare_kernel(options.selector, progress, refresh=options.refresh)
     return prepare_guest(kernel, progress, with_shell=with_shell)
 

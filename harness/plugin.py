@@ -49,6 +49,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a machine or a kernel that cannot be before anything is collected."""
+    _options(config)
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     """Say which kernel and machine tests get; the accelerator is decided when the first guest boots."""
     options = _options(config)
@@ -61,14 +66,16 @@ def pytest_report_header(config: pytest.Config) -> str:
 @pytest.fixture(scope="session")
 def guest_image(pytestconfig: pytest.Config) -> GuestImage:
     """What the session boots; fetched and built on the first use, with progress on the terminal."""
-    with _uncaptured(pytestconfig):
+    with _uncaptured(pytestconfig), _in_its_own_words():
         return prepare(_options(pytestconfig), RichProgress())
 
 
 @pytest.fixture(scope="session")
 def guest(pytestconfig: pytest.Config, guest_image: GuestImage) -> Iterator[Guest]:
     """A booted guest whose agent answered; shared by the whole session."""
-    with make_guest(_options(pytestconfig), guest_image) as booted:
+    with contextlib.ExitStack() as stack:
+        with _in_its_own_words():
+            booted = stack.enter_context(make_guest(_options(pytestconfig), guest_image))
         pytestconfig.stash[_GUEST] = booted
         yield booted
 
@@ -88,6 +95,10 @@ def oracle(machine: Machine) -> Oracle:
 @pytest.fixture
 def iobmd(guest: Guest) -> Iterator[IOKit]:
     """The factories of IOBufferMemoryDescriptor; what a test leaves over is released for it."""
+    try:
+        guest.machine.check()
+    except GuestFailure as gone:
+        pytest.fail(f"the guest has died before this test: {gone.summary}", pytrace=False)
     session = IOKit(guest)
     try:
         yield session
@@ -112,9 +123,12 @@ def pytest_runtest_makereport(
     report = yield
     booted = item.config.stash.get(_GUEST, None)
     if report.failed and booted is not None and "guest" in getattr(item, "fixturenames", ()):
-        folder = _keep_evidence(item, booted, call)
+        try:
+            kept = f"kept in {_keep_evidence(item, booted, call)}"
+        except OSError as error:  # a full disk must not take the report of the failure with it
+            kept = f"not kept: {error}"
         report.sections.append(("iobmd: console of this test", "\n".join(_console_of(item, booted))))
-        report.sections.append(("iobmd: evidence", f"kept in {folder}\nrepeat with: {_repeat_command(item)}"))
+        report.sections.append(("iobmd: evidence", f"{kept}\nrepeat with: {_repeat_command(item)}"))
     return report
 
 
@@ -135,6 +149,15 @@ def _options(config: pytest.Config) -> MachineOptions:
         return from_namespace(config.option)
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _in_its_own_words() -> Iterator[None]:
+    """Fail with what the error says: the harness's own frames would only bury it."""
+    try:
+        yield
+    except HarnessError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 @contextlib.contextmanager
@@ -183,7 +206,8 @@ def _keep_evidence(item: pytest.Item, booted: Guest, call: pytest.CallInfo[None]
     (folder / "qemu.sh").write_text(
         f"# as it was run: {booted.machine.command()}\n{booted.machine.repro_command()}\n"
     )
-    (folder / "repeat.sh").write_text(_repeat_command(item) + "\n")
+    there = shlex.quote(str(item.config.rootpath))
+    (folder / "repeat.sh").write_text(f"cd {there}\n{_repeat_command(item)}\n")
     if call.excinfo is not None:
         (folder / "error.txt").write_text(str(call.excinfo.value) + "\n")
     return folder

@@ -59,7 +59,7 @@ class KernelSelector:
             raise BadInput(
                 "a kernel is either a recipe or files of your own, not both",
                 observed=f"recipe {self.recipe!r} together with {', '.join(given)}",
-                hint="leave one of them out",
+                hint="leave one of them out; a kernel of your own is all three: vmlinuz, modules and headers",
             )
         if given and missing:
             raise BadInput(

@@ -38,6 +38,28 @@ def test_a_kernel_of_ones_own_needs_all_three_parts(argv):
         _ = parse(*argv).selector
 
 
+def test_a_file_in_this_folder_is_a_kernel_too(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("vmlinuz", "debian-6.1"):
+        (tmp_path / name).touch()
+    own = parse("--kernel", "vmlinuz", "--modules", "m", "--headers", "h").selector
+    assert own.vmlinuz == Path("vmlinuz")
+    assert parse("--kernel", "debian-6.1").selector.recipe == "debian-6.1"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--kernel", "debian-6.2"), "did you mean"),
+        (("--kernel", ""), "--kernel is empty"),
+        (("--kernel", "debian-6.1", "--modules", "m"), "either a recipe or files"),
+    ],
+)
+def test_a_kernel_that_cannot_be_is_refused_at_once(argv, words):
+    with pytest.raises(BadInput, match=words):
+        parse(*argv)
+
+
 def test_the_machine_is_what_was_typed():
     guest = parse("--memory", "2048", "--cpus", "2", "--accel", "tcg").guest(with_shell=False)
     assert (guest.memory_mib, guest.cpus, guest.accel) == (2048, 2, Accel.TCG)
