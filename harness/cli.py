@@ -22,6 +22,7 @@ from harness.iokit import IOKit
 from harness.options import add_options, from_namespace, make_guest, prepare
 from harness.oracle import Oracle
 from harness.report import check_writable, print_judgement, write_json
+from harness.vm import QemuDied
 
 _EPILOG = """\
 exit codes: 0 all well; 1 a clause is broken; 2 could not run; 3 the guest or QEMU died; 130 interrupted
@@ -37,7 +38,11 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; errors of the harness are printed, not raised."""
+    """Run one command and return its exit code; errors of the harness are printed, not raised.
+
+    Args:
+        argv: the words after ``iobmd``; those of the process if None.
+    """
     arguments = _parser().parse_args(argv)
     errors = Console(stderr=True, highlight=False)
     try:
@@ -47,14 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"iobmd: {error}", markup=False, soft_wrap=True, style=style)
         return error.exit_code
     except KeyboardInterrupt:
-        errors.print("iobmd: interrupted; the guest is gone")
+        errors.print("iobmd: interrupted; nothing is left running")
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="iobmd",
-        description="Boots a real Linux kernel, creates DMA buffers in it as IOBufferMemoryDescriptor "
+        description="Boots a real Linux kernel, creates DMA buffers in it as IOBufferMemoryDescriptor\n"
         "documents them, and judges every claim by evidence taken from outside the guest.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -98,7 +103,8 @@ def _check(arguments: argparse.Namespace) -> int:
             progress.note(f"{len(decided)} of {len(clauses)} clauses were judged before, the last was {last}")
         raise
     judgement = judgement.covering(catalogue().values(), "not asked for in this run")
-    print_judgement(judgement, verbose=arguments.verbose)
+    asked = frozenset(clause.id for clause in clauses)
+    print_judgement(judgement, verbose=arguments.verbose, asked=asked)
     if arguments.json:
         write_json(judgement, arguments.json)
     return 1 if judgement.count(Verdict.BROKEN) else 0
@@ -113,6 +119,12 @@ def _boot(arguments: argparse.Namespace) -> int:
             flush=True,
         )
         booted.machine.console.interact()
+        try:
+            booted.machine.check()
+        except QemuDied as gone:
+            if gone.status != 0:
+                raise
+            print(f"the guest has ended: {gone.observed}")
     return 0
 
 

@@ -8,6 +8,8 @@ only repeats it.
 
 import os
 import sys
+from collections.abc import Container
+from contextlib import suppress
 from statistics import median
 from typing import Final, TextIO
 
@@ -38,6 +40,13 @@ _KINDS: Final = (
 _LEAF_HEAD: Final = ("VA", "PA", "size", "entry", "PAT index", "PAT type", "effective")
 
 
+class _ReportConsole(Console):
+    def on_broken_pipe(self) -> None:
+        """Print no more, but live on: `head` has read enough, and the exit code is still the verdict's."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 def report_console(file: TextIO | None = None) -> Console:
     """Return a console fit for a report.
 
@@ -49,7 +58,7 @@ def report_console(file: TextIO | None = None) -> Console:
     """
     out = sys.stdout if file is None else file
     width = None if out.isatty() or os.environ.get("COLUMNS") else _PIPE_WIDTH
-    return Console(file=out, width=width, highlight=False, markup=False, emoji=False)
+    return _ReportConsole(file=out, width=width, highlight=False, markup=False, emoji=False)
 
 
 def print_judgement(
@@ -57,6 +66,7 @@ def print_judgement(
     console: Console | None = None,
     *,
     verbose: bool = False,
+    asked: Container[str] | None = None,
     catalogue: Catalogue | None = None,
 ) -> None:
     """Print *judgement*: groups, clauses, evidence, sums, provenance.
@@ -65,6 +75,7 @@ def print_judgement(
         judgement: what to print.
         console: where to; the default is `report_console`.
         verbose: show the evidence of every clause and each unproved one on its own line with its reason.
+        asked: ids of the clauses somebody wants to read about; the others are only counted. All if None.
         catalogue: what the judgement must cover; the default is the shipped catalogue.
 
     Raises:
@@ -77,13 +88,24 @@ def print_judgement(
     page.hang(
         Text(), f"IOBufferMemoryDescriptor's contract on Linux {judgement.provenance.release}", style="bold"
     )
+    aside = []
     for letter, results in by_group(judgement, clauses).items():
+        wanted = tuple(result for result in results if asked is None or result.clause.id in asked)
+        if not wanted:
+            aside.append(letter)
+            continue
         page.line(Text())
         page.hang(
             Text(f"{letter}  ", style="bold"), f"{clauses.groups[letter]}: {_sums(results)}", style="bold"
         )
-        _print_group(page, results, verbose)
+        _print_group(page, wanted, verbose)
+        if len(wanted) < len(results):
+            others = " ".join(result.clause.id for result in results if result not in wanted)
+            page.hang(Text("not asked for: ", style="dim"), others, style="dim")
     page.line(Text())
+    if aside:
+        page.hang(Text("not asked for: ", style="dim"), f"groups {' '.join(aside)}", style="dim")
+        page.line(Text())
     _print_closing(page, judgement, len(clauses))
 
 

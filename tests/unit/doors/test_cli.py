@@ -11,6 +11,8 @@ from harness import cli
 from harness.contract.catalogue import catalogue
 from harness.contract.model import ClauseResult, Judgement, Provenance, Verdict
 from harness.errors import BadInput, GuestFailure
+from harness.vm import GuestPanicked, QemuDied
+from harness.vm import Scene as Left
 
 PROVENANCE = Provenance("custom", "6.1.0", "7.2", "tcg", "asked for", "q35", "0123")
 
@@ -122,6 +124,29 @@ def test_ctrl_c_exits_130(scene, capsys):
 def test_json_is_written_beside_the_table(tmp_path):
     assert cli.main(["check", "--json", "report.json"]) == 0
     assert '"schema": "iobmd.judgement/1"' in (tmp_path / "report.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (None, 0),
+        (QemuDied("gone", status=0, scene=Left(), why="the guest powered itself off"), 0),
+        (QemuDied("gone", status=-9, scene=Left()), 3),
+        (GuestPanicked("Kernel panic - not syncing", scene=Left()), 3),
+    ],
+)
+def test_boot_tells_a_guest_that_was_left_from_one_that_died(scene, monkeypatch, capsys, end, code):  # noqa: ARG001
+    def check():
+        if end is not None:
+            raise end
+
+    console = SimpleNamespace(interact=lambda: None)
+    machine = SimpleNamespace(describe=lambda: "q35", console=console, check=check)
+    guest = SimpleNamespace(machine=machine, hello=SimpleNamespace(release="6.1.0"))
+    monkeypatch.setattr(cli, "make_guest", lambda *_, **__: contextlib.nullcontext(guest))
+    assert cli.main(["boot"]) == code
+    told = capsys.readouterr()
+    assert ("powered itself off" in told.out) is (end is not None and code == 0)
 
 
 def test_an_error_says_what_to_type(capsys, monkeypatch):

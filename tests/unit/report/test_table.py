@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The terminal report: what stands where, and that nothing gets lost in any terminal."""
 
+import os
 import re
+import subprocess
+import sys
 from io import BytesIO, StringIO, TextIOWrapper
 
 import pytest
@@ -81,6 +84,35 @@ def test_verbose_says_why_unproved(show):
     assert re.search(
         r"^C01 +unproved +D +Mapping maps\.\n +reason +no check yet$", show(verbose=True), re.MULTILINE
     )
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_nobody_asked_for_is_counted_but_not_told(judgement, small, screen, verbose):
+    console = screen(110)
+    print_judgement(judgement, console, verbose=verbose, asked={"A01", "A02"}, catalogue=small)
+    text = console.file.getvalue()
+    assert re.search(r"^A01 ", text, re.MULTILINE)
+    assert not re.search(r"^(A0[3-9]|[B-Z]\d\d) ", text, re.MULTILINE)
+    assert re.search(r"^not asked for: A03", text, re.MULTILINE)
+    assert re.search(r"^not asked for: groups B C", text, re.MULTILINE)
+    assert f"of {len(small)}" in text
+
+
+def test_a_reader_that_leaves_early_does_not_change_the_exit_code():
+    script = (
+        "import sys; from harness.report import report_console; console = report_console()\n"
+        "for _ in range(3): console.print('x' * 9999)\n"
+        "sys.exit(7)"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE, check=False, timeout=60
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (7, b"")
 
 
 def test_a_missing_reason_is_not_hidden(show, judgement, replace):
