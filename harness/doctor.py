@@ -12,8 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from harness.errors import HarnessError
+from harness.errors import BadInput, HarnessError
 from harness.images import (
+    CachedKernel,
     KernelSelector,
     SilentProgress,
     cache_root,
@@ -27,7 +28,7 @@ from harness.images import (
 from harness.vm import MachineSpec, choose_accelerator, find_qemu
 
 _GIB = 1 << 30
-_DISK_WANTED = 2 * _GIB
+_DISK_WANTED = 1 * _GIB
 _MEMORY_WANTED = 1 * _GIB
 
 # Program, the Debian package that has it, and its job.
@@ -35,6 +36,7 @@ _PROGRAMS = (
     ("gcc", "gcc", "builds the agent"),
     ("gcc-12", "gcc-12", "builds the module with the compiler Debian's kernels were built with"),
     ("make", "make", "drives the kernel's build system"),
+    ("strip", "binutils", "takes debug information out of what is booted"),
     ("setpriv", "util-linux", "ties QEMU's life to this program's"),
     ("apt-get", "apt", "finds and downloads kernels"),
     ("dpkg-deb", "dpkg", "unpacks them into the cache"),
@@ -86,7 +88,7 @@ def run(console: Console) -> int:
             missing += 1
             console.print(f"{'':>9}{'':<22} type: {escape(finding.hint)}", soft_wrap=True)
     if missing:
-        console.print(f"\n{missing} missing; images/bootstrap installs all of it on Debian")
+        console.print(f"\n{missing} missing; on Debian `images/bootstrap iobmd doctor` installs the programs")
         return 2
     console.print("\nready: iobmd check")
     return 0
@@ -151,10 +153,18 @@ def _kvm() -> Iterator[Finding]:
         return
     access = "opens" if os.access(device, os.R_OK | os.W_OK) else "is there but may not be opened"
     yield Finding("/dev/kvm", None, f"{access}; only a guest that answers under it proves anything")
-    if not any(kernel.recipe == default_recipe() for kernel in cached_kernels()):
+    if default_recipe() not in _held():
         yield Finding("accelerator", None, "not proved yet: the first `iobmd check` tries a guest under KVM")
         return
     yield _guarded("accelerator", _accelerator)
+
+
+def _held() -> dict[str, CachedKernel]:
+    """Return the cached kernels by recipe; none in an impossible cache, which has a line of its own."""
+    try:
+        return {kernel.recipe: kernel for kernel in cached_kernels()}
+    except BadInput:
+        return {}
 
 
 def _accelerator() -> Finding:
@@ -165,7 +175,7 @@ def _accelerator() -> Finding:
 
 
 def _kernels() -> Iterator[Finding]:
-    cached = {kernel.recipe: kernel for kernel in cached_kernels()}
+    cached = _held()
     for name, recipe in load_recipes().items():
         held = cached.get(name)
         state = f"cached, {held.release} ({held.version})" if held else "not cached yet"

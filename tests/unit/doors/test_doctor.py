@@ -47,6 +47,14 @@ def test_a_program_that_is_not_in_the_path_is_missing(monkeypatch, tmp_path):
     assert found["QEMU"].ok is False
 
 
+def test_a_cache_that_cannot_be_one_does_not_end_the_examination(monkeypatch, tmp_path):
+    monkeypatch.setenv("IOBMD_CACHE", str(tmp_path / "my cache"))
+    found = {finding.name: finding for finding in doctor.examine()}
+    assert found["cache"].ok is False
+    assert "white space" in found["cache"].text
+    assert found["debian-6.12"].text.startswith("not cached yet")
+
+
 def test_every_recipe_is_listed_with_its_state(monkeypatch, tmp_path):
     monkeypatch.setenv("IOBMD_CACHE", str(tmp_path))
     found = {finding.name: finding.text for finding in doctor.examine()}
