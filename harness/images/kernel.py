@@ -154,6 +154,7 @@ def _fetch(store: Store, recipe: Recipe, progress: Progress, *, force: bool) -> 
     apt = Apt(store, progress)
     apt.update(force=force)
     entries = apt.closure([recipe.image_package, recipe.headers_package], _FOLLOW)
+    _check_series(recipe, entries)
     records = tuple(entry.record for entry in entries)
     digest = hashlib.sha256(repr((_SCHEMA, records)).encode()).hexdigest()[:12]
     key = f"{recipe.name}-{digest}"
@@ -171,6 +172,19 @@ def _fetch(store: Store, recipe: Recipe, progress: Progress, *, force: bool) -> 
             hint=f"remove it: rm -r {folder}, and try again",
         )
     return kernel
+
+
+def _check_series(recipe: Recipe, entries: tuple[IndexEntry, ...]) -> None:
+    names = [entry.record.name for entry in entries]
+    images = [name for name in names if re.match(r"linux-image-\d", name) and name != recipe.image_package]
+    if not all(name.startswith(f"linux-image-{recipe.series}.") for name in images):
+        raise BadInput(
+            f"this host's package sources have another kernel than {recipe.series} for {recipe.name}",
+            tried=f"looked what {recipe.image_package} depends on",
+            observed=", ".join(images),
+            hint="recipes name packages of Debian 12 (bookworm); elsewhere give vmlinuz, modules and headers "
+            "of your own",
+        )
 
 
 def _unpack_all(apt: Apt, entries: tuple[IndexEntry, ...], folder: Path, progress: Progress) -> None:

@@ -21,12 +21,14 @@ class Recipe:
         name: what a user types.
         image_package: Debian metapackage of the kernel image.
         headers_package: Debian metapackage of its headers.
+        series: how every release of it starts, for example ``"6.1"``.
         description: one line for a list of recipes.
     """
 
     name: str
     image_package: str
     headers_package: str
+    series: str
     description: str
 
 
@@ -85,7 +87,10 @@ def load_recipes() -> Mapping[str, Recipe]:
     """Return every recipe by name, in the file's order."""
     rows = _document()["recipes"].items()
     return MappingProxyType(
-        {name: Recipe(name, row["image"], row["headers"], row["description"]) for name, row in rows}
+        {
+            name: Recipe(name, row["image"], row["headers"], row["series"], row["description"])
+            for name, row in rows
+        }
     )
 
 

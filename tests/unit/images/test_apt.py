@@ -127,6 +127,19 @@ def test_sources_that_cannot_be_reached(host: Host) -> None:
     assert "E: Failed to fetch" in caught.value.evidence
 
 
+def test_a_newer_debian_does_not_give_another_kernel_under_an_old_name(host: Host) -> None:
+    host.index(
+        {
+            "linux-image-cloud-amd64": "linux-image-6.12.1+deb13-cloud-amd64 (= 6.1.2-1)",
+            "linux-image-6.12.1+deb13-cloud-amd64": "",
+            "linux-headers-cloud-amd64": "",
+        }
+    )
+    with pytest.raises(BadInput, match=r"another kernel than 6\.1 for debian-6\.1-cloud") as caught:
+        prepare_kernel(KernelSelector(), SilentProgress())
+    assert caught.value.observed == "linux-image-6.12.1+deb13-cloud-amd64"
+
+
 def test_a_disk_that_is_full_is_not_taken_for_a_network_that_is_down(host: Host) -> None:
     host.apt_get(update="echo 'E: Write error - write (28: No space left on device)'; exit 100")
     with pytest.raises(CacheUnusable, match="full"):
