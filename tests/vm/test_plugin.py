@@ -72,7 +72,7 @@ def test_the_example_of_the_readme_passes_anywhere(session):
 def test_a_failure_leaves_its_evidence(session, tmp_path):
     done = session(FAILS)
     assert done.returncode == 1
-    assert "3 failed" in done.stdout or "2 failed" in done.stdout
+    assert "3 failed, 1 error" in done.stdout
     assert "getCapacity was asked of NULL" in done.stdout
     assert "longest physically contiguous block" in done.stdout
 
@@ -85,7 +85,7 @@ def test_a_failure_leaves_its_evidence(session, tmp_path):
 
     assert "QEMU" in done.stdout  # the death of the guest is named, in the test that caused it ...
     assert any("test_kills" in name for name in evidence)
-    assert "test_comes_after" in done.stdout  # ... and the next one does not hang
+    assert "the guest has died before this test: QEMU ended" in done.stdout  # ... and the next one says so
 
 
 def test_wrong_words_are_a_usage_error(session):
