@@ -37,7 +37,7 @@ def guarded(argv: Sequence[str]) -> list[str]:
         raise HostLacks(
             "the program 'setpriv' is missing",
             tried="looking for it in PATH: it ties QEMU's life to this process",
-            hint="install util-linux 2.33 or later (apt install util-linux)",
+            hint="install util-linux 2.33 or later (apt-get install util-linux)",
         )
     # execve keeps the death signal and the pid, so the shell and setpriv leave nothing of themselves.
     return [setpriv, "--pdeathsig", "KILL", "/bin/sh", "-c", _STILL_PARENT, str(os.getpid()), *argv]

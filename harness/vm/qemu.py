@@ -65,7 +65,7 @@ def find_qemu() -> Qemu:
         raise HostLacks(
             f"{PROGRAM} is not installed",
             tried="looking for it in PATH",
-            hint="apt install qemu-system-x86 (Debian), dnf install qemu-system-x86 (Fedora)",
+            hint="apt-get install qemu-system-x86, or run images/bootstrap",
         )
     path = Path(found)
     return _identify(path, path.stat().st_mtime_ns)

@@ -126,4 +126,4 @@ def test_a_missing_qemu_says_what_to_install(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostLacks) as caught:
         find_qemu()
-    assert "apt install qemu-system-x86" in caught.value.hint
+    assert "apt-get install qemu-system-x86" in caught.value.hint
