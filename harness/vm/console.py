@@ -279,7 +279,7 @@ class Console:
                 *lines, partial = block.split(b"\n") if index == 0 else (block,)
                 if len(partial) > _LINE_MAX:
                     lines, partial = [*lines, partial], b""
-                self._inspect(lines, len(partial))
+                self._inspect(lines, len(partial) + len(reader.buffer))  # logged, but not matched yet
         except OSError:
             pass  # ECONNRESET: QEMU ended with input unread; everything it wrote came before
         with self._lock:

@@ -149,6 +149,17 @@ def test_an_error_quotes_the_panic_rather_than_the_end_of_its_trace(guest: Guest
     assert quoted[3:6] == ("lead", PANIC.decode().strip(), "[    2.000000] trace 0")
 
 
+def test_the_place_of_a_line_does_not_depend_on_what_was_read_with_it(guest: Guest) -> None:
+    panic = b"[    3.090854] Kernel panic - not syncing: no root\r\n"
+    guest.says(b"before\r\n" + panic + b"[    3.09")
+    guest.console.wait_for("no root", 5)
+    guest.says(b"9374] CPU: 0\r\n")
+    guest.console.wait_for("CPU: 0", 5)
+    (event,) = guest.console.complaints
+    assert event.offset == len(b"before\r\n" + panic)
+    assert "[    3.099374] CPU: 0" in guest.console.evidence()
+
+
 def test_what_follows_a_panic_can_be_waited_for(guest: Guest) -> None:
     guest.says(PANIC + b"[    1.240000] ---[ end Kernel panic ]---\n")
     assert guest.console.wait_for("end Kernel panic", 5)
