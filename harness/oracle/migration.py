@@ -66,8 +66,7 @@ def parse_device_state(stream: bytes) -> tuple[CpuState, ...]:
 
     Raises:
         StreamError: not a QEMU stream, truncated, of another architecture, or its sections do not end where
-        its own
-            description says.
+            its own description says.
     """
     if not stream.startswith(_MAGIC):
         raise StreamError(
