@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """One stopped moment of a guest: translations, aliases and memory types, read from its registers and RAM."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Protocol
@@ -16,7 +16,7 @@ from harness.oracle.directmap import DirectMap, direct_leaves_over_ram, find_dir
 from harness.oracle.errors import OracleError, Unmapped, ViewExpired
 from harness.oracle.leaf import Leaf, typed_leaves, walked_leaf
 from harness.oracle.memtype import MemoryType, TypeRules
-from harness.oracle.paging import PAGE, U64, PhysicalMemory, Tables, as_addresses
+from harness.oracle.paging import PAGE, U8, U64, PhysicalMemory, Tables, as_addresses
 from harness.oracle.timing import Clock
 
 
@@ -28,6 +28,9 @@ class Ram(PhysicalMemory, Protocol):
 
     def write(self, gpa: int, data: bytes, /) -> None:
         """Store *data* at *gpa*."""
+
+    def populated(self) -> Sequence[tuple[int, int]]:
+        """Return guest physical start and length in bytes of what was ever touched, ascending."""
 
 
 class Buffer(Protocol):
@@ -158,14 +161,8 @@ class View:
 
     def types_of_many(self, bufs: Iterable[Buffer]) -> list[set[MemoryType]]:
         """Return `types_of` for each buffer; thousands cost little more than one."""
-        with self._step("types"):
-            pages, positions, lengths = self._pages_of(bufs)
-            slots = pagetypes.pat_slots_of_pages(self._all, pages)
-            masks = pagetypes.effective_types_of_pages(tuple(self._rules), slots, pages)
-            return [
-                set(pagetypes.types_in(mask))
-                for mask in pagetypes.joined_per_group(masks, positions, lengths)
-            ]
+        rules = tuple(self._rules)
+        return self._types(bufs, lambda slots, pages: pagetypes.effective_types_of_pages(rules, slots, pages))
 
     def pat_types_of(self, buf: Buffer) -> set[MemoryType]:
         """Return the PAT types of every alias of every page of *buf*, MTRRs left aside.
@@ -177,14 +174,8 @@ class View:
 
     def pat_types_of_many(self, bufs: Iterable[Buffer]) -> list[set[MemoryType]]:
         """Return `pat_types_of` for each buffer."""
-        with self._step("types"):
-            pages, positions, lengths = self._pages_of(bufs)
-            slots = pagetypes.pat_slots_of_pages(self._all, pages)
-            masks = pagetypes.pat_types_of_pages(tuple(self._rules), slots)
-            return [
-                set(pagetypes.types_in(mask))
-                for mask in pagetypes.joined_per_group(masks, positions, lengths)
-            ]
+        rules = tuple(self._rules)
+        return self._types(bufs, lambda slots, _: pagetypes.pat_types_of_pages(rules, slots))
 
     def mtrr_type(self, pa: int) -> MemoryType:
         """Return the MTRR type of a physical address on the lowest-numbered vCPU."""
@@ -253,9 +244,7 @@ class View:
 
     @cached_property
     def _spaces(self) -> tuple[int, ...]:
-        populated = getattr(self._ram, "populated", None)
-        stretches = self._ram.ranges if populated is None else populated()
-        processes = paging.process_roots(self._tables, self._roots[0], stretches)
+        processes = paging.process_roots(self._tables, self._roots[0], self._ram.populated())
         return tuple(dict.fromkeys(self._roots + processes))
 
     @cached_property
@@ -277,6 +266,16 @@ class View:
                 deepest = found
         assert deepest is not None  # noqa: S101  there is always a root
         return deepest
+
+    def _types(self, bufs: Iterable[Buffer], masks_of: Callable[[U8, U64], U8]) -> list[set[MemoryType]]:
+        """Return for each buffer the types that *masks_of* gives for its pages' PAT indices and numbers."""
+        with self._step("types"):
+            pages, positions, lengths = self._pages_of(bufs)
+            masks = masks_of(pagetypes.pat_slots_of_pages(self._all, pages), pages)
+            return [
+                set(pagetypes.types_in(mask))
+                for mask in pagetypes.joined_per_group(masks, positions, lengths)
+            ]
 
     def _pages_of(self, bufs: Iterable[Buffer]) -> tuple[U64, NDArray[np.int64], list[int]]:
         """Return all buffers' physical pages, each buffer's positions among them, and how many it has."""

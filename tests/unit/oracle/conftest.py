@@ -36,6 +36,9 @@ class Ram:
     def write(self, gpa, data):
         self.array(gpa, len(data))[:] = np.frombuffer(data, dtype=np.uint8)
 
+    def populated(self):
+        return self.ranges
+
     def u64(self, gpa):
         return int.from_bytes(self.read(gpa, 8), "little")
 
