@@ -108,4 +108,4 @@ class RichProgress:
 
     def note(self, text: str) -> None:
         """Print one line on stderr."""
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -16,11 +16,13 @@ def test_without_a_terminal_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None
         task.advance(50)
         task.update("second file")
     told.note("[done] in brackets")
+    told.note("a/path/" * 20)
     assert out.getvalue().splitlines() == [
         "Downloading ...",
         "Downloading: 25 %",
         "Downloading: second file",
         "[done] in brackets",
+        "a/path/" * 20,
     ]
 
 
