@@ -41,6 +41,48 @@ struct iobmd_chunk *iobmd_chunk_alloc(struct device *device, size_t bytes,
 	return chunk;
 }
 
+/**
+ * iobmd_chunk_adopt - make a block of pages that are there already
+ * @physical: address of the first page; each page is free and has a reference
+ *	of its own (split_page())
+ * @bytes: whole pages
+ *
+ * Clears them.  On x86 coherent memory is any memory; what the DMA API adds is
+ * finding it.
+ *
+ * Return: the block, or NULL with the pages still the caller's.
+ */
+struct iobmd_chunk *iobmd_chunk_adopt(u64 physical, size_t bytes)
+{
+	struct iobmd_chunk *chunk;
+
+	chunk = kzalloc(sizeof(*chunk), GFP_KERNEL | __GFP_NOWARN);
+	if (!chunk)
+		return NULL;
+	chunk->address = phys_to_virt(physical);
+	chunk->bus_address = physical;
+	chunk->bytes = bytes;
+	memset(chunk->address, 0, bytes);
+	return chunk;
+}
+
+/**
+ * iobmd_chunk_is_usable - does a plan accept all of a block?
+ * @chunk: the block
+ * @plan: the plan
+ *
+ * Return: true if every page has an address as @plan demands.
+ */
+bool iobmd_chunk_is_usable(const struct iobmd_chunk *chunk,
+			   const struct iobmd_plan *plan)
+{
+	u64 start = virt_to_phys(chunk->address);
+	u64 at;
+
+	return iobmd_usable(plan, start, start + chunk->bytes, chunk->bytes,
+			    &at) == chunk->bytes;
+}
+
 static int chunk_pages(const struct iobmd_chunk *chunk)
 {
 	return chunk->bytes >> PAGE_SHIFT;
@@ -88,12 +130,28 @@ static int make_write_back(struct iobmd_chunk *chunk)
 	return 0;
 }
 
+/* Undo a type, whichever it is and however far it got. */
+static int drop_type(struct iobmd_chunk *chunk)
+{
+	int error;
+
+	/* Drops the tracking, but leaves the direct map write-through. */
+	if (chunk->write_through)
+		iounmap(chunk->write_through);
+	chunk->write_through = NULL;
+	error = make_write_back(chunk);
+	if (!error && chunk->reserved)
+		mark_reserved(chunk, false);
+	return error;
+}
+
 /**
- * iobmd_chunk_set_type - give a fresh block its memory type
- * @chunk: a block as iobmd_chunk_alloc() made it
+ * iobmd_chunk_set_type - give a block its memory type
+ * @chunk: a block, fresh or with another type
  * @type: an available type
  *
- * May fail half way; iobmd_chunk_free() undoes whatever was done.
+ * May fail half way; iobmd_chunk_free() undoes whatever was done, and so does
+ * setting the type to IOBMD_TYPE_WB.
  *
  * Return: 0 if every page table entry has @type, else a negative errno.
  */
@@ -102,9 +160,12 @@ int iobmd_chunk_set_type(struct iobmd_chunk *chunk, enum iobmd_memory_type type)
 	unsigned long address = (unsigned long)chunk->address;
 	int error;
 
+	/* The kernel tracks one type per page and replaces none but WB. */
+	error = drop_type(chunk);
+	if (error)
+		return error;
 	switch (type) {
 	case IOBMD_TYPE_WB:
-		error = make_write_back(chunk);
 		break;
 	case IOBMD_TYPE_WC:
 		error = set_memory_wc(address, chunk_pages(chunk));
@@ -151,19 +212,13 @@ enum iobmd_memory_type iobmd_chunk_type(const struct iobmd_chunk *chunk)
  */
 void iobmd_chunk_free(struct iobmd_chunk *chunk)
 {
-	/* Drops the tracking, but leaves the direct map write-through. */
-	if (chunk->write_through)
-		iounmap(chunk->write_through);
-	if (make_write_back(chunk)) {
-		dev_err(chunk->device,
-			"%zu bytes at %p stay allocated: not write-back\n",
-			chunk->bytes, chunk->address);
-		kfree(chunk);
-		return;
-	}
-	if (chunk->reserved)
-		mark_reserved(chunk, false);
-	dma_free_attrs(chunk->device, chunk->bytes, chunk->address,
-		       chunk->bus_address, CHUNK_ATTRS);
+	if (drop_type(chunk))
+		pr_err("iobmd: %zu bytes at %p stay allocated: not write-back\n",
+		       chunk->bytes, chunk->address);
+	else if (chunk->device)
+		dma_free_attrs(chunk->device, chunk->bytes, chunk->address,
+			       chunk->bus_address, CHUNK_ATTRS);
+	else
+		free_pages_exact(chunk->address, chunk->bytes);
 	kfree(chunk);
 }

@@ -8,11 +8,29 @@
 
 /*
  * A DMA mask belongs to a device, not to an allocation, hence one device per
- * width.  Platform devices stay outside every IOMMU group: what they get is
+ * zone of the page allocator, which is all that a mask makes a difference for
+ * (dma_direct_optimal_gfp_mask() in kernel/dma/direct.c).  Platform devices stay outside every IOMMU group: what they get is
  * always an address of the memory itself.
  */
-static const unsigned int widths[] = { 32, 64 };
+static const unsigned int widths[] = { 24, 32, 64 };
 static struct platform_device *devices[ARRAY_SIZE(widths)];
+
+static int register_width(unsigned int i)
+{
+	struct platform_device *pdev;
+	int error;
+
+	pdev = platform_device_register_simple("iobmd", widths[i], NULL, 0);
+	if (IS_ERR(pdev))
+		return PTR_ERR(pdev);
+	error = dma_set_mask_and_coherent(&pdev->dev, DMA_BIT_MASK(widths[i]));
+	if (error)
+		platform_device_unregister(pdev);
+	else
+		devices[i] = pdev;
+	/* Without CONFIG_ZONE_DMA there is nothing for the narrowest. */
+	return i ? error : 0;
+}
 
 /**
  * iobmd_devices_register - make the device of every width
@@ -22,28 +40,16 @@ static struct platform_device *devices[ARRAY_SIZE(widths)];
 int iobmd_devices_register(void)
 {
 	unsigned int i;
-	int error;
 
 	for (i = 0; i < ARRAY_SIZE(widths); i++) {
-		struct platform_device *pdev;
+		int error = register_width(i);
 
-		pdev = platform_device_register_simple("iobmd", widths[i], NULL,
-						       0);
-		if (IS_ERR(pdev)) {
-			error = PTR_ERR(pdev);
-			goto undo;
+		if (error) {
+			iobmd_devices_unregister();
+			return error;
 		}
-		devices[i] = pdev;
-		error = dma_set_mask_and_coherent(&pdev->dev,
-						  DMA_BIT_MASK(widths[i]));
-		if (error)
-			goto undo;
 	}
 	return 0;
-
-undo:
-	iobmd_devices_unregister();
-	return error;
 }
 
 /** iobmd_devices_unregister - undo iobmd_devices_register(), or half of it */
@@ -59,16 +65,31 @@ void iobmd_devices_unregister(void)
 }
 
 /**
- * iobmd_device_for - the device whose memory fits into that many address bits
- * @address_bits: what struct iobmd_plan says
+ * iobmd_device_for - the device for memory within that many address bits
+ * @address_bits: 64 at most
  *
- * Return: the widest device not wider than @address_bits.
+ * Return: the narrowest device that has them all; what it gets may have more.
  */
 struct device *iobmd_device_for(unsigned int address_bits)
 {
+	unsigned int i = 0;
+
+	while (!devices[i] || widths[i] < address_bits)
+		i++;
+	return &devices[i]->dev;
+}
+
+/**
+ * iobmd_device_narrower - the next zone to look into
+ * @device: one of these devices
+ *
+ * Return: the next narrower device, or NULL.
+ */
+struct device *iobmd_device_narrower(const struct device *device)
+{
 	unsigned int i = ARRAY_SIZE(widths) - 1;
 
-	while (i && widths[i] > address_bits)
+	while (i && &devices[i]->dev != device)
 		i--;
-	return &devices[i]->dev;
+	return i && devices[i - 1] ? &devices[i - 1]->dev : NULL;
 }

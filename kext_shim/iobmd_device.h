@@ -8,5 +8,6 @@
 int iobmd_devices_register(void);
 void iobmd_devices_unregister(void);
 struct device *iobmd_device_for(unsigned int address_bits);
+struct device *iobmd_device_narrower(const struct device *device);
 
 #endif /* IOBMD_DEVICE_H */

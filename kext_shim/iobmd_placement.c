@@ -10,84 +10,94 @@
 /* A contiguous request up to this size is a heap chunk on xnu, not a page. */
 #define HALF_PAGE_MAX ((IOBMD_PAGE - 16) / 2)
 
-/*
- * Cache mode -> memory type as x86 xnu has it, but with a real WT.  A
- * descriptor keeps three bits of its mode: 8 is 0, 9 is 1, and a mode beside
- * kIOMemoryMapperNone, which is the fourth bit, is still that mode.
- */
-static const __u32 type_of_mode[8] = {
-	[kIODefaultCache] = IOBMD_TYPE_WB,
-	[kIOInhibitCache] = IOBMD_TYPE_UC_MINUS,
-	[kIOWriteThruCache] = IOBMD_TYPE_WT,
-	[kIOCopybackCache] = IOBMD_TYPE_WB,
-	[kIOWriteCombineCache] = IOBMD_TYPE_WC,
-	[kIOCopybackInnerCache] = IOBMD_TYPE_WB,
-	[kIOPostedWrite] = IOBMD_TYPE_UC_MINUS,
-	[kIORealTimeCache] = IOBMD_TYPE_WC,
-};
+/* A larger pageable buffer does not fit into x86 xnu's kernel map. */
+#define KERNEL_PAGEABLE_MAX (512ull << 20)
+
+/* The last address of 32 bits: where low memory ends. */
+#define LOW_MEMORY 0xffffffffull
+
+/* A buffer to share a page leaves room for the page's own administration. */
+#define PACKED_MAX (IOBMD_PAGE - IOBMD_PACKED_UNIT)
 
 static __u64 round_page(__u64 bytes)
 {
 	return (bytes + IOBMD_PAGE - 1) & ~(IOBMD_PAGE - 1);
 }
 
-/* For 1 <= @n <= 2^63. */
-static __u64 round_up_to_power_of_two(__u64 n)
+static __u32 digits(__u64 n)
 {
-	__u64 power = 1;
+	__u32 count = 0;
 
-	while (power < n)
-		power <<= 1;
-	return power;
+	for (; n; n >>= 1)
+		count++;
+	return count;
+}
+
+/* All ones, as many as @n has digits. */
+static __u64 all_ones(__u64 n)
+{
+	__u64 ones = n;
+	unsigned int shift;
+
+	for (shift = 1; shift < 64; shift <<= 1)
+		ones |= ones >> shift;
+	return ones;
 }
 
 /**
- * iobmd_request_from - reduce a factory call to capacity, alignment, options
- * @call: what the caller passed
- * @request: filled in on success
+ * iobmd_longest_run - how long a physical run can be at all
+ * @mask: what struct iobmd_plan says
  *
- * withCapacity(contiguous) aligns to the capacity itself, withBytes to its
- * length rounded up to a power of two, a page at most.
+ * Counting up from any page, the lowest bit that is not in @mask gets set after
+ * that many bytes at the latest.
  *
- * Return: 0, or -EINVAL for a factory or a task that does not exist.
+ * Return: bytes, or 0 where nothing limits it.
  */
-int iobmd_request_from(const struct iobmd_create *call,
-		       struct iobmd_request *request)
+__u64 iobmd_longest_run(__u64 mask)
 {
-	__u64 alignment;
+	return ~mask & (mask + 1);
+}
 
-	*request = (struct iobmd_request){
-		.capacity = call->capacity,
-		.alignment = 1,
-		.options = call->options,
-		.task = IOBMD_TASK_KERNEL,
-	};
+/* Bytes of all pages of RAM whose addresses have only bits of @mask. */
+static __u64 room_under(__u64 mask)
+{
+	__u64 bits = mask / IOBMD_PAGE;
+	__u64 room = IOBMD_PAGE;
 
-	switch (call->factory) {
-	case IOBMD_IN_TASK_WITH_OPTIONS:
-		if (call->task > IOBMD_TASK_CURRENT)
-			return -EINVAL;
-		request->task = call->task;
-		request->alignment = call->alignment;
-		return 0;
-	case IOBMD_WITH_OPTIONS:
-		request->alignment = call->alignment;
-		return 0;
-	case IOBMD_WITH_CAPACITY:
-		if (call->contiguous)
-			request->alignment = call->capacity;
-		break;
-	case IOBMD_WITH_BYTES:
-		alignment = call->capacity;
-		if (alignment > IOBMD_PAGE)
-			alignment = IOBMD_PAGE;
-		request->alignment = round_up_to_power_of_two(alignment);
-		break;
-	default:
-		return -EINVAL;
+	for (; bits; bits >>= 1)
+		if (bits & 1)
+			room <<= 1;
+	return room;
+}
+
+/**
+ * iobmd_usable - look through free memory for what a plan can use
+ * @plan: what is needed
+ * @start: first physical address of the free memory, a multiple of a page
+ * @end: the address behind it, a multiple of a page
+ * @wanted: bytes, whole pages
+ * @at: set to where the usable stretch begins
+ *
+ * Return: the bytes of the first usable stretch, at most @wanted and, for a
+ * contiguous plan, not less; 0 if there is none.
+ */
+__u64 iobmd_usable(const struct iobmd_plan *plan, __u64 start, __u64 end,
+		   __u64 wanted, __u64 *at)
+{
+	__u64 step = plan->alignment > IOBMD_PAGE ? plan->alignment :
+						    IOBMD_PAGE;
+	__u64 bytes = 0;
+
+	*at = (start + step - 1) & ~(step - 1);
+	while (*at < end) {
+		while (bytes < wanted && *at + bytes < end &&
+		       !((*at + bytes) & ~plan->mask))
+			bytes += IOBMD_PAGE;
+		if (bytes == wanted || (bytes && !plan->contiguous))
+			return bytes;
+		*at = (*at + bytes + IOBMD_PAGE + step - 1) & ~(step - 1);
+		bytes = 0;
 	}
-	if (call->contiguous)
-		request->options |= kIOMemoryPhysicallyContiguous;
 	return 0;
 }
 
@@ -96,6 +106,12 @@ static int place_run(__u64 size, __u64 alignment,
 		     const struct iobmd_limits *limits, struct iobmd_plan *plan,
 		     const char **reason)
 {
+	__u64 longest = iobmd_longest_run(plan->mask);
+
+	if (longest && size > longest)
+		return iobmd_refuse(
+			reason, -ENOMEM,
+			"no physically contiguous block of that size has addresses with only bits of the mask");
 	if (size > limits->run)
 		return iobmd_refuse(
 			reason, -ENOMEM,
@@ -105,7 +121,7 @@ static int place_run(__u64 size, __u64 alignment,
 			reason, -ENOMEM,
 			"the alignment exceeds the longest physically contiguous block this kernel can allocate");
 	plan->contiguous = 1;
-	plan->alignment = round_up_to_power_of_two(alignment ? alignment : 1);
+	plan->alignment = iobmd_power_of_two(alignment ? alignment : 1);
 	plan->storage = round_page(size);
 	/* The allocator aligns a block to its own size and to nothing else. */
 	if (plan->storage < plan->alignment)
@@ -114,16 +130,33 @@ static int place_run(__u64 size, __u64 alignment,
 		return iobmd_refuse(
 			reason, -ENOMEM,
 			"capacity and alignment together exceed the longest physically contiguous block");
-	/* Between a heap chunk and a run of pages xnu takes a low page. */
-	if (size > HALF_PAGE_MAX && size <= IOBMD_PAGE &&
-	    alignment <= IOBMD_PAGE)
-		plan->address_bits = 32;
 	return 0;
 }
 
-static int place_wired(__u64 size, __u64 alignment,
-		       const struct iobmd_limits *limits,
-		       struct iobmd_plan *plan, const char **reason)
+/*
+ * Each mapping costs the mapper at least a page of addresses, which is why xnu
+ * lets small buffers share one.
+ */
+static int is_packed(__u64 size, __u64 alignment, const struct iobmd_plan *plan)
+{
+	return plan->io_bits && plan->mapping == IOBMD_MAPPING_PLAIN &&
+	       alignment < IOBMD_PAGE && size <= PACKED_MAX &&
+	       alignment <= PACKED_MAX - size;
+}
+
+static void place_packed(__u64 size, __u64 alignment, struct iobmd_plan *plan)
+{
+	const __u64 unit = IOBMD_PACKED_UNIT;
+
+	plan->packed = 1;
+	plan->alignment =
+		iobmd_power_of_two(alignment > unit ? alignment : unit);
+	plan->storage = (size + unit - 1) / unit * unit;
+}
+
+static int place_scattered(__u64 size, __u64 alignment,
+			   const struct iobmd_limits *limits,
+			   struct iobmd_plan *plan, const char **reason)
 {
 	if (size > limits->wired)
 		return iobmd_refuse(
@@ -132,9 +165,105 @@ static int place_wired(__u64 size, __u64 alignment,
 	if (size > limits->memory)
 		return iobmd_refuse(reason, -ENOMEM,
 				    "the capacity exceeds the machine's RAM");
-	plan->alignment = round_up_to_power_of_two(alignment ? alignment : 1);
+	plan->alignment = iobmd_power_of_two(alignment ? alignment : 1);
 	plan->storage = round_page(size);
+	if (plan->mask != IOBMD_ANY_ADDRESS &&
+	    plan->storage > room_under(plan->mask))
+		return iobmd_refuse(
+			reason, -ENOMEM,
+			"the pages whose addresses have only bits of the mask are fewer than the capacity needs");
 	return 0;
+}
+
+/* Where host pages lie, and in how many pieces, is not this buffer's affair. */
+static int place_pageable(const struct iobmd_request *request,
+			  const struct iobmd_limits *limits,
+			  struct iobmd_plan *plan, const char **reason)
+{
+	/* Nothing has been prepared yet that could be mapped at once. */
+	if (request->task != IOBMD_TASK_NULL &&
+	    (request->options & kIOMapPrefault))
+		return iobmd_refuse(
+			reason, -EINVAL,
+			"a pageable buffer cannot be prefaulted by its factory");
+	if (request->capacity > limits->pageable)
+		return iobmd_refuse(
+			reason, -ENOMEM,
+			"the capacity exceeds the largest pageable buffer");
+	if (request->task == IOBMD_TASK_KERNEL &&
+	    request->capacity > KERNEL_PAGEABLE_MAX)
+		return iobmd_refuse(
+			reason, -ENOMEM,
+			"a pageable buffer in kernel_task has 512 MiB at most");
+	plan->kind = IOBMD_PLAN_PAGEABLE;
+	plan->alignment = IOBMD_PAGE;
+	plan->storage = round_page(request->capacity);
+	plan->mask = IOBMD_ANY_ADDRESS;
+	return 0;
+}
+
+/* The factories whose documentation gives the NULL task a meaning. */
+static int has_physical_mask(const struct iobmd_request *request)
+{
+	return request->factory == IOBMD_IN_TASK_WITH_PHYSICAL_MASK ||
+	       request->factory == IOBMD_INIT_WITH_PHYSICAL_MASK;
+}
+
+/* What pageability, task and guard pages rule out. */
+static int check_kind(const struct iobmd_request *request, __u32 contiguous,
+		      const char **reason)
+{
+	__u32 pageable = request->options & kIOMemoryPageable;
+
+	if (request->factory == IOBMD_WITH_COPY &&
+	    (!pageable || request->task == IOBMD_TASK_NULL))
+		return iobmd_refuse(
+			reason, -EINVAL,
+			"withCopy needs a task and kIOMemoryPageable");
+	if (!pageable && request->task != IOBMD_TASK_KERNEL &&
+	    !(request->task == IOBMD_TASK_NULL && has_physical_mask(request)))
+		return iobmd_refuse(
+			reason, -EINVAL,
+			"a task other than kernel_task needs kIOMemoryPageable");
+	if (request->factory == IOBMD_IN_TASK_WITH_GUARD_PAGES &&
+	    (pageable || contiguous))
+		return iobmd_refuse(
+			reason, -EINVAL,
+			"a buffer with guard pages is neither pageable nor physically contiguous");
+	return 0;
+}
+
+/*
+ * Reads the physical mask into the alignment it asks for and plan->mask.  With
+ * a mapper it is about the mapper's addresses, whose width is all that can be
+ * chosen.  Returns 1 if a run is what xnu takes in its place: between 4 GiB and
+ * the top of RAM it has no other allocator.
+ */
+static int apply_mask(__u64 mask, const struct iobmd_limits *limits,
+		      struct iobmd_plan *plan, __u64 *alignment)
+{
+	__u64 lowest = mask & -mask;
+	__u64 allowed = mask | (lowest - 1) | (IOBMD_PAGE - 1);
+	__u64 reachable = all_ones(limits->top - 1);
+
+	*alignment = lowest > IOBMD_PAGE ? lowest : IOBMD_PAGE;
+	if (plan->io_bits) {
+		plan->io_bits = digits(allowed);
+		return 0;
+	}
+	if (!(reachable & ~allowed))
+		return 0;
+	plan->mask = allowed & reachable;
+	return allowed > LOW_MEMORY && allowed < limits->top - 1;
+}
+
+static __u32 mapping_of(const struct iobmd_request *request)
+{
+	if (request->factory == IOBMD_IN_TASK_WITH_GUARD_PAGES)
+		return IOBMD_MAPPING_GUARDED;
+	if (request->task == IOBMD_TASK_NULL)
+		return IOBMD_MAPPING_NONE;
+	return IOBMD_MAPPING_PLAIN;
 }
 
 /**
@@ -145,7 +274,8 @@ static int place_wired(__u64 size, __u64 alignment,
  * @reason: on failure a sentence for a person, static
  *
  * Follows the order of initWithPhysicalMask: a request that breaks several
- * rules is refused by the first of them.
+ * rules is refused by the first of them.  An alignment above 1 beside a mask
+ * drops the mask.
  *
  * Return: 0, or a negative errno where the factory returns NULL.
  */
@@ -155,14 +285,30 @@ int iobmd_place(const struct iobmd_request *request,
 {
 	const __u32 page_granular = kIOMemorySharingTypeMask | kIOMapCacheMask |
 				    kIOMemoryClearEncrypt;
+	const int mapped = limits->mapper &&
+			   !(request->options & kIOMemoryMapperNone);
+	/* A mapper makes a run for the device of any pages. */
 	__u32 contiguous = request->options &
-			   (kIOMemoryPhysicallyContiguous |
-			    kIOMemoryHostPhysicallyContiguous);
+			   (kIOMemoryHostPhysicallyContiguous |
+			    (mapped ? 0 : kIOMemoryPhysicallyContiguous));
+	int masked = request->mask && request->alignment <= 1;
 	__u64 alignment = request->alignment;
 	__u64 size = request->capacity;
+	int only_as_run = 0;
+	int error;
 
+	*plan = (struct iobmd_plan){
+		.capacity = request->capacity,
+		.mask = IOBMD_ANY_ADDRESS,
+		.mapping = mapping_of(request),
+		.type = iobmd_type_of_creation(request->options),
+		.io_bits = mapped ? 64 : 0,
+	};
 	if (!size)
 		return iobmd_refuse(reason, -EINVAL, "a capacity of 0 bytes");
+	if (masked)
+		only_as_run =
+			apply_mask(request->mask, limits, plan, &alignment);
 	if ((request->options & page_granular) && alignment < IOBMD_PAGE)
 		alignment = IOBMD_PAGE;
 	if (alignment >= IOBMD_PAGE) {
@@ -178,21 +324,26 @@ int iobmd_place(const struct iobmd_request *request,
 		return iobmd_refuse(
 			reason, -EOVERFLOW,
 			"capacity and alignment add up to more than 64 bits");
-	if (request->task != IOBMD_TASK_KERNEL &&
-	    !(request->options & kIOMemoryPageable))
-		return iobmd_refuse(
-			reason, -EINVAL,
-			"a task other than kernel_task needs kIOMemoryPageable");
+	error = check_kind(request, contiguous, reason);
+	if (error)
+		return error;
 	if (request->options & kIOMemoryPageable)
+		return place_pageable(request, limits, plan, reason);
+	if (plan->mapping == IOBMD_MAPPING_GUARDED)
+		plan->capacity = size;
+	/* Between a heap chunk and a run of pages xnu takes a low page. */
+	if (contiguous && !masked && size > HALF_PAGE_MAX &&
+	    size <= IOBMD_PAGE && alignment <= IOBMD_PAGE)
+		plan->mask = LOW_MEMORY;
+	if (only_as_run && !contiguous && size > limits->run)
 		return iobmd_refuse(
-			reason, -EOPNOTSUPP,
-			"kIOMemoryPageable is not supported: this module makes wired buffers only");
-
-	*plan = (struct iobmd_plan){
-		.address_bits = 64,
-		.type = type_of_mode[(request->options >> kIOMapCacheShift) & 7],
-	};
-	if (contiguous)
+			reason, -ENOMEM,
+			"a mask between 4 GiB and the top of RAM takes one physically contiguous block, and none is that long");
+	if (contiguous || only_as_run)
 		return place_run(size, alignment, limits, plan, reason);
-	return place_wired(size, alignment, limits, plan, reason);
+	if (is_packed(size, alignment, plan)) {
+		place_packed(size, alignment, plan);
+		return 0;
+	}
+	return place_scattered(size, alignment, limits, plan, reason);
 }

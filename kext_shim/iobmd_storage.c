@@ -1,139 +1,45 @@
 // SPDX-License-Identifier: GPL-2.0
 #include <linux/io.h>
-#include <linux/log2.h>
 #include <linux/mm.h>
-#include <linux/mutex.h>
 #include <linux/sched/signal.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
+#include <linux/string.h>
 #include <linux/vmalloc.h>
 
 #include "compat.h"
 #include "iobmd_chunk.h"
-#include "iobmd_device.h"
+#include "iobmd_gather.h"
+#include "iobmd_mapper.h"
 #include "iobmd_memtype.h"
+#include "iobmd_remap.h"
 #include "iobmd_storage.h"
 
-/*
- * Memory is given away one buffer at a time, so that the check for room and
- * the allocation it vouches for are not separated.
- */
-static DEFINE_MUTEX(allocating);
+static const char no_such_type[] =
+	"this machine's PAT has no entry for the memory type of the cache mode";
 
-/**
- * iobmd_storage_limits - what this machine can give at most
- * @limits: filled in
- *
- * Without CMA a physical run is a block of the page allocator.
- */
-void iobmd_storage_limits(struct iobmd_limits *limits)
+/* The buffer's pages, in order, out of its blocks. */
+static int list_pages(struct iobmd_backing *backing, u64 storage,
+		      const char **reason)
 {
-	u64 memory = (u64)totalram_pages() << PAGE_SHIFT;
+	const struct iobmd_chunk *chunk;
 
-	*limits = (struct iobmd_limits){
-		.memory = memory,
-		.run = IS_ENABLED(CONFIG_DMA_CMA) ? memory : IOBMD_BLOCK_MAX,
-		.wired = max_t(u64, 2ull * SZ_1G, memory / 64),
-	};
-}
-
-/*
- * The OOM killer would end the agent rather than refuse the buffer: leave
- * what page tables, the page array and the rest of the machine need.
- */
-static bool room_for(u64 storage)
-{
-	u64 reserve = SZ_16M + storage / 64;
-
-	return si_mem_available() > (long)((storage + reserve) >> PAGE_SHIFT);
-}
-
-static void add_chunk(struct iobmd_backing *backing, struct iobmd_chunk *chunk)
-{
-	struct page *page = virt_to_page(chunk->address);
-	unsigned long left = chunk->bytes >> PAGE_SHIFT;
-
-	list_add_tail(&chunk->link, &backing->chunks);
-	backing->chunk_count++;
-	while (left--)
-		backing->pages[backing->page_count++] = page++;
-}
-
-static int allocate_run(struct iobmd_backing *backing,
-			const struct iobmd_plan *plan, struct device *device,
-			const char **reason)
-{
-	struct iobmd_chunk *chunk;
-
-	/* CMA, where it exists, aligns to less, and serves sleepers only. */
-	chunk = iobmd_chunk_alloc(device, plan->storage, GFP_NOWAIT);
-	if (!chunk)
-		chunk = iobmd_chunk_alloc(device, plan->storage,
-					  GFP_KERNEL | __GFP_RETRY_MAYFAIL);
-	if (!chunk)
-		return iobmd_refuse(
-			reason, -ENOMEM,
-			"no physically contiguous block of that size is free");
-	add_chunk(backing, chunk);
-	if (!IS_ALIGNED(virt_to_phys(chunk->address), plan->alignment) ||
-	    !IS_ALIGNED((unsigned long)chunk->address, plan->alignment))
-		return iobmd_refuse(
-			reason, -ENOMEM,
-			"the physically contiguous block is not aligned as asked");
-	return 0;
-}
-
-/* Largest blocks first; a size that failed once is not tried again. */
-static int allocate_chunks(struct iobmd_backing *backing,
-			   const struct iobmd_plan *plan, struct device *device,
-			   const char **reason)
-{
-	u64 largest = IOBMD_BLOCK_MAX;
-	u64 left = plan->storage;
-
-	while (left) {
-		u64 bytes = min(largest, left);
-		struct iobmd_chunk *chunk;
-		gfp_t how_hard;
-
-		if (fatal_signal_pending(current))
-			return iobmd_refuse(reason, -EINTR,
-					    "the caller is being killed");
-		how_hard = bytes > PAGE_SIZE ? __GFP_NORETRY :
-					       __GFP_RETRY_MAYFAIL;
-		chunk = iobmd_chunk_alloc(device, bytes, GFP_KERNEL | how_hard);
-		if (!chunk && bytes == PAGE_SIZE)
-			return iobmd_refuse(reason, -ENOMEM,
-					    "the machine's memory is used up");
-		if (!chunk) {
-			largest = rounddown_pow_of_two(bytes - 1);
-			continue;
-		}
-		add_chunk(backing, chunk);
-		left -= bytes;
-		cond_resched();
-	}
-	return 0;
-}
-
-static int allocate(struct iobmd_backing *backing,
-		    const struct iobmd_plan *plan, const char **reason)
-{
-	struct device *device = iobmd_device_for(plan->address_bits);
-
-	if (!room_for(plan->storage))
-		return iobmd_refuse(
-			reason, -ENOMEM,
-			"the machine has not that much memory left");
-	backing->pages = kvmalloc_array(plan->storage >> PAGE_SHIFT,
+	backing->pages = kvmalloc_array(storage >> PAGE_SHIFT,
 					sizeof(*backing->pages),
 					GFP_KERNEL | __GFP_NOWARN);
 	if (!backing->pages)
 		return iobmd_refuse(reason, -ENOMEM,
 				    "no memory for the list of pages");
-	if (plan->contiguous)
-		return allocate_run(backing, plan, device, reason);
-	return allocate_chunks(backing, plan, device, reason);
+	list_for_each_entry(chunk, &backing->chunks, link) {
+		struct page *page = virt_to_page(chunk->address);
+		unsigned long left = chunk->bytes >> PAGE_SHIFT;
+
+		backing->chunk_count++;
+		while (left--)
+			backing->pages[backing->page_count++] = page++;
+		cond_resched();
+	}
+	return 0;
 }
 
 /* The blocks first and the window last, so that no two aliases disagree. */
@@ -145,7 +51,8 @@ static int set_types(struct iobmd_backing *backing, enum iobmd_memory_type type,
 	list_for_each_entry(chunk, &backing->chunks, link) {
 		int error;
 
-		if (fatal_signal_pending(current))
+		/* The way back to write-back is never cut short. */
+		if (type != IOBMD_TYPE_WB && fatal_signal_pending(current))
 			return iobmd_refuse(reason, -EINTR,
 					    "the caller is being killed");
 		error = iobmd_chunk_set_type(chunk, type);
@@ -158,6 +65,16 @@ static int set_types(struct iobmd_backing *backing, enum iobmd_memory_type type,
 	return 0;
 }
 
+static int check_mapping(struct iobmd_backing *backing,
+			 enum iobmd_memory_type type, const char **reason)
+{
+	if (iobmd_backing_type(backing) == type)
+		return 0;
+	return iobmd_refuse(
+		reason, -EIO,
+		"the buffer's kernel mapping did not get the memory type of the cache mode");
+}
+
 static int open_window(struct iobmd_backing *backing,
 		       enum iobmd_memory_type type, const char **reason)
 {
@@ -167,34 +84,119 @@ static int open_window(struct iobmd_backing *backing,
 		return iobmd_refuse(reason, -ENOMEM,
 				    "no kernel mapping for the buffer");
 	backing->address = backing->window;
-	if (iobmd_backing_type(backing) != type)
+	return check_mapping(backing, type, reason);
+}
+
+/*
+ * vmap() has no holes: the pages on either side start as the first page once
+ * more, and are taken out before anybody knows the address.
+ */
+static int open_guarded_window(struct iobmd_backing *backing,
+			       enum iobmd_memory_type type, const char **reason)
+{
+	pgprot_t protection = iobmd_memtype_pgprot(type);
+	unsigned long count = backing->page_count;
+	struct page *nothing = NULL;
+	struct page **pages;
+
+	pages = kvmalloc_array(count + 2, sizeof(*pages),
+			       GFP_KERNEL | __GFP_NOWARN);
+	if (!pages)
+		return iobmd_refuse(reason, -ENOMEM,
+				    "no memory for the list of pages");
+	memcpy(pages + 1, backing->pages, count * sizeof(*pages));
+	pages[0] = backing->pages[0];
+	pages[count + 1] = backing->pages[0];
+	backing->window = vmap(pages, count + 2, VM_MAP, protection);
+	kvfree(pages);
+	if (!backing->window)
+		return iobmd_refuse(reason, -ENOMEM,
+				    "no kernel mapping for the buffer");
+	backing->guard = PAGE_SIZE;
+	backing->address = backing->window + PAGE_SIZE;
+	iobmd_remap(backing->window, &nothing, 1, protection);
+	iobmd_remap(backing->address + (count << PAGE_SHIFT), &nothing, 1,
+		    protection);
+	return check_mapping(backing, type, reason);
+}
+
+static int open_mapping(struct iobmd_backing *backing,
+			const struct iobmd_plan *plan, const char **reason)
+{
+	const struct iobmd_chunk *only;
+
+	if (plan->mapping == IOBMD_MAPPING_NONE)
+		return 0;
+	if (plan->mapping == IOBMD_MAPPING_GUARDED)
+		return open_guarded_window(backing, plan->type, reason);
+	if (backing->chunk_count > 1)
+		return open_window(backing, plan->type, reason);
+	only = list_first_entry(&backing->chunks, struct iobmd_chunk, link);
+	backing->address = only->address;
+	return 0;
+}
+
+static int map_for_devices(struct iobmd_backing *backing, unsigned int io_bits,
+			   const char **reason)
+{
+	int error;
+
+	error = iobmd_io_map(&backing->io, backing->pages, backing->page_count,
+			     io_bits);
+	if (error)
 		return iobmd_refuse(
-			reason, -EIO,
-			"the buffer's kernel mapping did not get the memory type of the cache mode");
+			reason, error,
+			"the IOMMU has no range of addresses for the buffer");
+	backing->io_address = backing->io.address;
+	return 0;
+}
+
+/* A part of a page that is mapped for the processor and for devices already. */
+static int create_packed(struct iobmd_backing *backing,
+			 const struct iobmd_plan *plan, const char **reason)
+{
+	void *page;
+
+	if (iobmd_slot_get(&backing->slot, plan->storage, plan->alignment))
+		return iobmd_refuse(reason, -ENOMEM,
+				    "no memory for a page of small buffers");
+	backing->pages = kvmalloc_array(1, sizeof(*backing->pages),
+					GFP_KERNEL | __GFP_NOWARN);
+	if (!backing->pages)
+		return iobmd_refuse(reason, -ENOMEM,
+				    "no memory for the list of pages");
+	page = iobmd_slot_chunk(&backing->slot)->address;
+	backing->pages[0] = virt_to_page(page);
+	backing->page_count = 1;
+	backing->chunk_count = 1;
+	backing->start = backing->slot.start;
+	backing->address = page + backing->start;
+	backing->io_address = iobmd_slot_io_address(&backing->slot);
 	return 0;
 }
 
 static int create(struct iobmd_backing *backing, const struct iobmd_plan *plan,
 		  const char **reason)
 {
-	const struct iobmd_chunk *only;
 	int error;
 
-	if (mutex_lock_killable(&allocating))
-		return iobmd_refuse(reason, -EINTR,
-				    "the caller is being killed");
-	error = allocate(backing, plan, reason);
-	mutex_unlock(&allocating);
+	backing->bytes = plan->storage;
+	if (plan->packed)
+		return create_packed(backing, plan, reason);
+	error = iobmd_gather(&backing->chunks, plan, reason);
+	if (error)
+		return error;
+	error = list_pages(backing, plan->storage, reason);
 	if (error)
 		return error;
 	error = set_types(backing, plan->type, reason);
 	if (error)
 		return error;
-	if (backing->chunk_count > 1)
-		return open_window(backing, plan->type, reason);
-	only = list_first_entry(&backing->chunks, struct iobmd_chunk, link);
-	backing->address = only->address;
-	return 0;
+	if (plan->io_bits)
+		error = map_for_devices(backing, plan->io_bits, reason);
+	if (error)
+		return error;
+	return open_mapping(backing, plan, reason);
 }
 
 /**
@@ -217,9 +219,7 @@ int iobmd_backing_create(struct iobmd_backing *backing,
 		.chunks = LIST_HEAD_INIT(backing->chunks),
 	};
 	if (!(iobmd_memtype_available() & BIT(plan->type)))
-		return iobmd_refuse(
-			reason, -EOPNOTSUPP,
-			"this machine's PAT has no entry for the memory type of the cache mode");
+		return iobmd_refuse(reason, -EOPNOTSUPP, no_such_type);
 	error = create(backing, plan, reason);
 	if (error)
 		iobmd_backing_destroy(backing);
@@ -234,6 +234,8 @@ void iobmd_backing_destroy(struct iobmd_backing *backing)
 {
 	struct iobmd_chunk *chunk, *next;
 
+	iobmd_slot_put(&backing->slot);
+	iobmd_io_unmap(&backing->io);
 	if (backing->window)
 		vunmap(backing->window);
 	list_for_each_entry_safe(chunk, next, &backing->chunks, link) {
@@ -242,6 +244,50 @@ void iobmd_backing_destroy(struct iobmd_backing *backing)
 		cond_resched();
 	}
 	kvfree(backing->pages);
+}
+
+/* All blocks, then the window, which stays where it is. */
+static int change_types(struct iobmd_backing *backing,
+			enum iobmd_memory_type type, const char **reason)
+{
+	int error = set_types(backing, type, reason);
+
+	if (error)
+		return error;
+	if (backing->window)
+		iobmd_remap(backing->address, backing->pages,
+			    backing->page_count, iobmd_memtype_pgprot(type));
+	return check_mapping(backing, type, reason);
+}
+
+/**
+ * iobmd_backing_set_type - give storage that is in use another memory type
+ * @backing: the storage, with no mappings but its own; one caller at a time
+ * @type: enum iobmd_memory_type
+ * @reason: on failure a sentence for a person, static
+ *
+ * Addresses and contents stay.  May sleep.
+ *
+ * Return: 0, or a negative errno with everything write-back.
+ */
+int iobmd_backing_set_type(struct iobmd_backing *backing,
+			   enum iobmd_memory_type type, const char **reason)
+{
+	const char *ignored;
+	int error;
+
+	if (!(iobmd_memtype_available() & BIT(type)))
+		return iobmd_refuse(reason, -EOPNOTSUPP, no_such_type);
+	if (backing->slot.page)
+		return iobmd_refuse(
+			reason, -EOPNOTSUPP,
+			"the buffer shares its page, whose memory type it cannot change");
+	error = change_types(backing, IOBMD_TYPE_WB, reason);
+	if (!error)
+		error = change_types(backing, type, reason);
+	if (error)
+		change_types(backing, IOBMD_TYPE_WB, &ignored);
+	return error;
 }
 
 /**
@@ -255,6 +301,8 @@ enum iobmd_memory_type iobmd_backing_type(const struct iobmd_backing *backing)
 	enum iobmd_memory_type type = IOBMD_TYPE_OTHER;
 	const struct iobmd_chunk *chunk;
 
+	if (backing->slot.page)
+		return iobmd_chunk_type(iobmd_slot_chunk(&backing->slot));
 	list_for_each_entry(chunk, &backing->chunks, link) {
 		enum iobmd_memory_type own = iobmd_chunk_type(chunk);
 
@@ -264,7 +312,7 @@ enum iobmd_memory_type iobmd_backing_type(const struct iobmd_backing *backing)
 			return IOBMD_TYPE_OTHER;
 	}
 	if (backing->window &&
-	    iobmd_memtype_of(backing->window,
+	    iobmd_memtype_of(backing->address,
 			     (u64)backing->page_count << PAGE_SHIFT) != type)
 		return IOBMD_TYPE_OTHER;
 	return type;
@@ -275,19 +323,9 @@ static bool follows(struct page *page, struct page *next)
 	return page_to_pfn(next) == page_to_pfn(page) + 1;
 }
 
-/**
- * iobmd_backing_segment - the physical run that starts at an offset
- * @backing: the storage
- * @offset: bytes, below @limit
- * @limit: bytes, where the run ends at the latest; at most the storage
- * @length: set to the bytes in the run
- *
- * Adjacent pages are one run, whichever blocks they came from.
- *
- * Return: the physical address of the byte at @offset.
- */
-u64 iobmd_backing_segment(const struct iobmd_backing *backing, u64 offset,
-			  u64 limit, u64 *length)
+/* The physical run from @offset on, for the processor; see below. */
+static u64 physical_run(const struct iobmd_backing *backing, u64 offset,
+			u64 limit, u64 *length)
 {
 	unsigned long first = offset >> PAGE_SHIFT;
 	unsigned long last = (limit - 1) >> PAGE_SHIFT;
@@ -300,4 +338,48 @@ u64 iobmd_backing_segment(const struct iobmd_backing *backing, u64 offset,
 	run_end = min((u64)(end + 1) << PAGE_SHIFT, limit);
 	*length = run_end - offset;
 	return page_to_phys(backing->pages[first]) + offset_in_page(offset);
+}
+
+/**
+ * iobmd_backing_segment - the run of a device's addresses that starts at an
+ *	offset
+ * @backing: the storage
+ * @offset: bytes, below @limit
+ * @limit: bytes, where the run ends at the latest; at most the storage
+ * @length: set to the bytes in the run
+ *
+ * Adjacent pages are one run, whichever blocks they came from; behind a mapper
+ * everything is.
+ *
+ * Return: the address of the byte at @offset: the mapper's if the plan has one,
+ * else the physical one.
+ */
+u64 iobmd_backing_segment(const struct iobmd_backing *backing, u64 offset,
+			  u64 limit, u64 *length)
+{
+	if (!backing->io_address)
+		return physical_run(backing, offset, limit, length);
+	*length = limit - offset;
+	return backing->io_address + offset;
+}
+
+/**
+ * iobmd_backing_at - reach a byte of the storage
+ * @backing: the storage, mapped or not
+ * @offset: bytes, below the storage
+ * @length: set to the bytes that can be reached from there in one piece
+ *
+ * Return: the byte's address in the kernel's address space.  Of storage without
+ * a mapping of its own it is one in the direct map: for copies, not to be
+ * handed out.
+ */
+void *iobmd_backing_at(const struct iobmd_backing *backing, u64 offset,
+		       u64 *length)
+{
+	if (backing->address) {
+		*length = backing->bytes - offset;
+		return backing->address + offset;
+	}
+	return phys_to_virt(
+		physical_run(backing, offset, backing->bytes, length));
 }
