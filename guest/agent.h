@@ -53,8 +53,11 @@ bool reader_take(struct reader *r, void *to, size_t size);
 bool reader_drop(struct reader *r, size_t size);
 bool frame_send(int fd, struct frame *frame, size_t length);
 
-/* serve.c: starts the threads that serve and returns */
-void serve(int fd, void (*ready)(void));
+/*
+ * serve.c: starts the threads that serve and returns.  With a ticket nothing
+ * is answered before the request with this id.
+ */
+void serve(int fd, uint64_t ticket, void (*ready)(void));
 
 /* remote.c */
 
@@ -85,6 +88,12 @@ bool boot_word(const char *word);
 
 /* port.c: the open port, or -1 when the deadline passed */
 int port_open(const char *name, int deadline_ms);
+
+/* peer.c */
+void peer_on_fd(int fd);
+enum link_status peer_start(const struct frame *in, size_t length,
+			    struct frame *out, size_t *out_length);
+void peer_reaped(int pid);
 
 /* shell.c */
 void shell_start(void);

@@ -18,6 +18,7 @@
 #define LINK_MAGIC 0x314c4249u /* "IBL1" */
 #define LINK_PAYLOAD_MAX (1u << 20)
 #define LINK_PORT_NAME "org.iobmd.link"
+#define LINK_PEER_PORT_NAME "org.iobmd.peer"
 /* The agent writes this line to the console when it starts to serve. */
 #define LINK_READY_LINE "iobmd-agent: ready"
 
@@ -36,6 +37,8 @@ enum link_op {
 		3, /* struct link_syscall ... -> struct link_syscall_result ... */
 	/* Unasked, id 0: bytes on the port that were no frame. */
 	LINK_NOISE = 4, /* -> struct link_noise */
+	/* Executed by a worker: a new peer process in place of the last one. */
+	LINK_PEER = 5, /* struct link_peer_start -> struct link_peer */
 };
 
 enum link_flag {
@@ -150,6 +153,27 @@ struct link_syscall_result {
  */
 struct link_noise {
 	uint64_t skipped;
+};
+
+/**
+ * struct link_peer_start - end the peer process, if there is one; start another
+ * @ticket: not 0; the id of the first request the new one listens to
+ *
+ * Its port may still hold requests to the one before, whole or cut in two.
+ * The new peer drops every byte up to the header with this id.
+ */
+struct link_peer_start {
+	uint64_t ticket;
+};
+
+/**
+ * struct link_peer - the peer process
+ * @pid: its process id, 0 if it could not be started
+ * @error: 0, or the errno that prevented it; EBUSY: the last one does not end
+ */
+struct link_peer {
+	uint32_t pid;
+	int32_t error;
 };
 
 #endif /* LINK_ABI_H */

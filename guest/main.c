@@ -3,8 +3,16 @@
  * The agent: pid 1 of the guest, or a plain process on the host.
  *
  *	agent			as pid 1: boot, then serve the port
- *	agent --fd N		serve the protocol on an inherited socket
+ *	agent --fd N [--peer-fd M]
+ *				serve the protocol on an inherited socket; M is
+ *				for the peer process LINK_PEER starts
+ *
+ * and as that peer, in a guest and elsewhere:
+ *
+ *	agent --port NAME --ticket T
+ *	agent --fd N --ticket T
  */
+#define _GNU_SOURCE /* close_range */
 #include <errno.h>
 #include <limits.h>
 #include <malloc.h>
@@ -12,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -33,6 +42,8 @@ __attribute__((used)) static const struct {
 	struct link_reloc reloc;
 	struct link_syscall_result result;
 	struct link_noise noise;
+	struct link_peer_start peer_start;
+	struct link_peer peer;
 } link_abi;
 
 static void say_ready(void)
@@ -58,23 +69,27 @@ static void block_signals(bool init)
 }
 
 /* busybox's poweroff, halt and reboot ask init by signal. */
-static _Noreturn void tend_children(void)
+static _Noreturn void tend_children(bool init)
 {
 	sigset_t set;
 
 	sigemptyset(&set);
 	sigaddset(&set, SIGCHLD);
-	sigaddset(&set, SIGUSR1);
-	sigaddset(&set, SIGUSR2);
-	sigaddset(&set, SIGTERM);
+	if (init) {
+		sigaddset(&set, SIGUSR1);
+		sigaddset(&set, SIGUSR2);
+		sigaddset(&set, SIGTERM);
+	}
 	for (;;) {
 		int signal = sigwaitinfo(&set, NULL);
 		int pid;
 
 		if (signal > 0 && signal != SIGCHLD)
 			power_off();
-		while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+		while ((pid = waitpid(-1, NULL, WNOHANG)) > 0) {
 			shell_reaped(pid);
+			peer_reaped(pid);
+		}
 	}
 }
 
@@ -86,48 +101,102 @@ static _Noreturn void be_init(void)
 	boot_mounts();
 	boot_modules();
 	shell = boot_word("iobmd.shell");
-	if (shell)
-		shell_start();
 	port = port_open(LINK_PORT_NAME, PORT_DEADLINE_MS);
 	if (port < 0 && !shell)
 		boot_failed("no port", LINK_PORT_NAME, ETIMEDOUT);
 	if (port >= 0)
-		serve(port, say_ready);
-	tend_children();
+		serve(port, 0, say_ready);
+	/* After the ready line, which would bury the prompt. */
+	if (shell)
+		shell_start();
+	tend_children(true);
 }
 
 static int usage(void)
 {
-	fprintf(stderr, "usage: agent --fd N   (N: an open stream socket)\n");
+	fprintf(stderr, "usage: agent --fd N [--peer-fd M]\n"
+			"       (N, M: open stream sockets)\n");
 	return 2;
 }
 
-/* The number behind --fd, or -1. */
-static int inherited_fd(int argc, char **argv)
+struct options {
+	int fd;
+	int peer_fd;
+	const char *port;
+	uint64_t ticket;
+};
+
+static bool number(const char *text, uint64_t max, uint64_t *value)
 {
 	char *end;
-	long fd;
 
-	if (argc != 3 || strcmp(argv[1], "--fd"))
-		return -1;
-	fd = strtol(argv[2], &end, 10);
-	return *end || end == argv[2] || fd < 0 || fd > INT_MAX ? -1 : (int)fd;
+	errno = 0;
+	*value = strtoull(text, &end, 0);
+	return end != text && !*end && *text != '-' && !errno && *value <= max;
+}
+
+static bool parse(int argc, char **argv, struct options *options)
+{
+	bool good = argc > 1 && argc % 2 == 1;
+
+	*options = (struct options){ .fd = -1, .peer_fd = -1 };
+	for (int i = 1; good && i < argc; i += 2) {
+		const char *value = argv[i + 1];
+		uint64_t parsed = 0;
+
+		if (!strcmp(argv[i], "--port")) {
+			options->port = value;
+		} else if (!strcmp(argv[i], "--ticket")) {
+			good = number(value, UINT64_MAX, &options->ticket);
+		} else if (!strcmp(argv[i], "--fd")) {
+			good = number(value, INT_MAX, &parsed);
+			options->fd = (int)parsed;
+		} else if (!strcmp(argv[i], "--peer-fd")) {
+			good = number(value, INT_MAX, &parsed);
+			options->peer_fd = (int)parsed;
+		} else {
+			good = false;
+		}
+	}
+	return good && (options->port ? options->ticket : options->fd >= 0);
+}
+
+/* Does not outlive its parent, and has none of its files. */
+static void be_peer(struct options *options)
+{
+	unsigned int after = STDERR_FILENO + 1;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (options->port) {
+		close_range(after, UINT_MAX, 0);
+		options->fd = port_open(options->port, PORT_DEADLINE_MS);
+		if (options->fd < 0)
+			_exit(1);
+		return;
+	}
+	if ((unsigned int)options->fd > after)
+		close_range(after, (unsigned int)options->fd - 1, 0);
+	close_range((unsigned int)options->fd + 1, UINT_MAX, 0);
 }
 
 int main(int argc, char **argv)
 {
-	int fd = inherited_fd(argc, argv);
+	struct options options;
+	bool sound = parse(argc, argv, &options);
 	/* Words the kernel does not know end up in init's argv. */
-	bool init = getpid() == 1 && fd < 0;
+	bool init = getpid() == 1 && !sound;
 
 	/* One heap: memory used is memory the tests do not have. */
 	mallopt(M_ARENA_MAX, 1);
 	block_signals(init);
 	if (init)
 		be_init();
-	if (fd < 0)
+	if (!sound)
 		return usage();
-	serve(fd, NULL);
-	for (;;)
-		pause();
+	if (options.ticket)
+		be_peer(&options);
+	if (options.peer_fd >= 0)
+		peer_on_fd(options.peer_fd);
+	serve(options.fd, options.ticket, NULL);
+	tend_children(false);
 }

@@ -3,8 +3,8 @@
  * Leader and followers.
  *
  * One thread reads the port.  It answers the agent's own operations itself,
- * so an echo costs one read and one write and wakes nobody.  Before it runs a
- * system call, which may never return, it passes the reading on to an idle
+ * so an echo costs one read and one write and wakes nobody.  Before it runs an
+ * operation, which may never return, it passes the reading on to an idle
  * thread; there is one thread more than operations that may run at once, so
  * pings are answered with every worker stuck in the kernel.  What then arrives
  * waits in a bounded queue.
@@ -38,6 +38,7 @@ struct worker {
 static struct {
 	struct reader reader;
 	struct link_hello hello;
+	uint64_t ticket; /* the reader's: nothing counts before this id */
 	pthread_mutex_t write_lock;
 	/* Everything below is under this lock. */
 	pthread_mutex_t lock;
@@ -106,9 +107,13 @@ static void report_noise(struct frame *out, uint64_t skipped)
 static void run(struct worker *me, size_t length)
 {
 	size_t out_length = 0;
-	enum link_status status = remote_call(&me->arena, me->in, length,
-					      server.reader.fd, me->out,
-					      &out_length);
+	enum link_status status;
+
+	if (me->in->header.op == LINK_PEER)
+		status = peer_start(me->in, length, me->out, &out_length);
+	else
+		status = remote_call(&me->arena, me->in, length,
+				     server.reader.fd, me->out, &out_length);
 
 	reply(me->out, &me->in->header, status, out_length);
 	trim(me->in, length);
@@ -194,7 +199,7 @@ static bool answer(struct worker *me, size_t length)
 	} else if (asked->op == LINK_HELLO) {
 		out_length = sizeof(server.hello);
 		memcpy(me->out->payload, &server.hello, out_length);
-	} else if (asked->op != LINK_SYSCALL) {
+	} else if (asked->op != LINK_SYSCALL && asked->op != LINK_PEER) {
 		status = LINK_UNKNOWN_OP;
 	} else if (hand_over()) {
 		run(me, length);
@@ -210,6 +215,22 @@ static bool answer(struct worker *me, size_t length)
 	return true;
 }
 
+/*
+ * Is the reader still before the ticket?  What lies there was not meant for
+ * this process; payloads are stepped over as noise, as their length may lie.
+ */
+static bool is_stale(enum reader_event event, const struct link_header *header)
+{
+	if (!server.ticket)
+		return false;
+	if (event == READER_FRAME && header->id == server.ticket) {
+		server.ticket = 0;
+		return false;
+	}
+	server.reader.skipped = 0;
+	return event != READER_GONE;
+}
+
 static void lead(struct worker *me)
 {
 	struct reader *r = &server.reader;
@@ -217,9 +238,12 @@ static void lead(struct worker *me)
 
 	while (leading) {
 		struct link_header *header = &me->in->header;
+		enum reader_event event = reader_next(r, header);
 		size_t length;
 
-		switch (reader_next(r, header)) {
+		if (is_stale(event, header))
+			continue;
+		switch (event) {
 		case READER_FRAME:
 			break;
 		case READER_NOISE:
@@ -287,7 +311,7 @@ static void introduce(void)
 		abort();
 }
 
-void serve(int fd, void (*ready)(void))
+void serve(int fd, uint64_t ticket, void (*ready)(void))
 {
 	struct worker *workers = calloc(WORKERS + 1, sizeof(*workers));
 	pthread_t thread;
@@ -295,6 +319,7 @@ void serve(int fd, void (*ready)(void))
 	if (!workers || fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
 		abort();
 	server.reader.fd = fd;
+	server.ticket = ticket;
 	introduce();
 	/*
 	 * Nobody reads before everybody is there: all memory of the agent is
