@@ -12,11 +12,17 @@ from harness.link.errors import (
     RequestTooBig,
     UnknownOperation,
 )
-from harness.link.guest import Guest, GuestOptions, IoctlResult
-from harness.link.link import Hello, Link, Pending, Reply
+from harness.link.guest import Guest, GuestOptions
+from harness.link.link import Hello, Link, Pending, PendingCall, Reply
+from harness.link.memory import PROT_NONE, PROT_READ, PROT_WRITE, UserMemory
+from harness.link.peer import Peer, PeerDied, PeerNotStarted
+from harness.link.process import IoctlResult, PendingIoctl, Process
 from harness.link.syscalls import In, InOut, Nr, Out, SyscallResult, cstring
 
 __all__ = [
+    "PROT_NONE",
+    "PROT_READ",
+    "PROT_WRITE",
     "ChannelBroken",
     "Guest",
     "GuestBusy",
@@ -29,7 +35,13 @@ __all__ = [
     "Link",
     "Nr",
     "Out",
+    "Peer",
+    "PeerDied",
+    "PeerNotStarted",
     "Pending",
+    "PendingCall",
+    "PendingIoctl",
+    "Process",
     "Reply",
     "RequestMalformed",
     "RequestRefused",
@@ -38,5 +50,6 @@ __all__ = [
     "RequestTooBig",
     "SyscallResult",
     "UnknownOperation",
+    "UserMemory",
     "cstring",
 ]

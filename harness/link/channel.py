@@ -59,9 +59,12 @@ class Channel:
         sock: connected; made non-blocking, stays the caller's.
         protocol: of the agent at the other end.
         check: raises when the guest is known to be dead; called about every 50 ms of waiting.
+        ticket: if not 0, the id of the first request, a HELLO; what arrives before its answer is dropped.
     """
 
-    def __init__(self, sock: socket.socket, protocol: Protocol, check: Callable[[], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, protocol: Protocol, check: Callable[[], None], ticket: int = 0
+    ) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._protocol = protocol
@@ -78,8 +81,9 @@ class Channel:
         self._abandoned: set[int] = set()
         self._out: deque[Flight] = deque()
         # Replies to another link of the same agent do not fit any of ours.
-        self._ids = itertools.count((int.from_bytes(os.urandom(4), "little") << 32) + 1)
-        self._decoder = Decoder(protocol)
+        fresh = itertools.count((int.from_bytes(os.urandom(4), "little") << 32) + 1)
+        self._ids = itertools.chain((ticket,) if ticket else (), fresh)
+        self._decoder = Decoder(protocol, protocol.hello_reply(ticket) if ticket else b"")
         # Allocated once: a new buffer of this size per call costs more than the call.
         self._room = memoryview(bytearray(_RECEIVE_BYTES))
         self._synchronised = True
@@ -109,6 +113,19 @@ class Channel:
             self._out.append(flight)
             self._flush()
         return flight
+
+    def retire(self, why: str) -> None:
+        """End this use of the stream, which stays open: when this returns, nobody reads or writes here."""
+        with self._lock:
+            self._closed = self._closed or why
+            self._out.clear()
+            self._wake()
+            self._sleeping += 1
+            try:
+                while self._pumping:  # it leaves within one look at the socket
+                    self._turn.wait(_CHECK_SECONDS)
+            finally:
+                self._sleeping -= 1
 
     def wait(self, flight: Flight, timeout: float) -> None:
         """Move bytes until the flight is settled, the stream has ended or ``timeout`` seconds are over.

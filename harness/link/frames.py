@@ -129,6 +129,7 @@ class Protocol:
     """
 
     def __init__(self, layouts: Layouts) -> None:
+        self.layouts = layouts
         limits, ops = layouts.enum("link_limit"), layouts.enum("link_op")
         self.version = limits["link_protocol"]
         self.magic = limits["link_magic"]
@@ -137,6 +138,7 @@ class Protocol:
         self.hello = ops["LINK_HELLO"]
         self.syscall = ops["LINK_SYSCALL"]
         self.noise = ops["LINK_NOISE"]
+        self.peer = ops["LINK_PEER"]
         self.reply = layouts.enum("link_flag")["LINK_REPLY"]
         self.ops: Mapping[int, str] = {number: name for name, number in ops.items()}
         self.statuses: Mapping[int, str] = {
@@ -151,6 +153,8 @@ class Protocol:
         self.reloc_record = Record(layouts.struct("link_reloc"))
         self.result_record = Record(layouts.struct("link_syscall_result"))
         self.noise_record = Record(layouts.struct("link_noise"))
+        self.peer_start_record = Record(layouts.struct("link_peer_start"))
+        self.peer_record = Record(layouts.struct("link_peer"))
         self._check_at = self.header.offset("check")
         self._pack_header = self.header.packer("magic", "length", "id", "op", "flags", "status")
         self._unpack_header = self.header.unpacker("check", "length", "id", "op", "flags", "status")
@@ -167,6 +171,11 @@ class Protocol:
         if zlib.crc32(data[: self._check_at]) != check or length > self.payload_max:
             return None
         return length, ident, op, flags, status
+
+    def hello_reply(self, ident: int) -> bytes:
+        """The header of the answer to HELLO number *ident*, every byte of which is known before."""
+        whole = self.encode(self.hello, ident, bytes(self.hello_record.size), flags=self.reply)
+        return whole[: self.header.size]
 
     def noise_skipped(self, payload: bytes) -> int:
         """What a LINK_NOISE frame says was skipped, in bytes; 0 if it is too short to say."""
@@ -185,10 +194,16 @@ class Protocol:
 
 
 class Decoder:
-    """The incoming byte stream: frames come out, bytes that are none are counted and skipped."""
+    """The incoming byte stream: frames come out, bytes that are none are counted and skipped.
 
-    def __init__(self, protocol: Protocol) -> None:
+    Args:
+        protocol: of the other end.
+        anchor: if not empty, bytes are dropped without a word until these come.
+    """
+
+    def __init__(self, protocol: Protocol, anchor: bytes = b"") -> None:
         self._protocol = protocol
+        self._anchor = anchor
         self._bytes = bytearray()
         self._skipped = 0
         self._prefix = b""
@@ -213,7 +228,7 @@ class Decoder:
     def next(self) -> Frame | None:
         """The next whole frame; None when more bytes are needed, or when noise lies before it."""
         size = self._protocol.header.size
-        while self._bytes:
+        while self._bytes and self._reach_anchor():
             start = self._protocol.find_magic(self._bytes, 0)
             if start:
                 self._skip(start)
@@ -232,6 +247,15 @@ class Decoder:
             del self._bytes[:end]
             return Frame(ident, op, flags, status, payload)
         return None
+
+    def _reach_anchor(self) -> bool:
+        if not self._anchor:
+            return True
+        at = self._bytes.find(self._anchor)
+        del self._bytes[: at if at >= 0 else max(len(self._bytes) - len(self._anchor) + 1, 0)]
+        if at >= 0:
+            self._anchor = b""
+        return at >= 0
 
     def _skip(self, count: int) -> None:
         if len(self._prefix) < _PREFIX:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A booted guest: the machine, the link to its agent, and everyday system calls."""
+"""A booted guest: the machine, the link to its agent, and the agent as a process of it."""
 
 import os
+import threading
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,13 +13,14 @@ from harness.errors import BadInput
 from harness.images import GuestImage
 from harness.link.errors import RequestTimedOut
 from harness.link.link import Hello, Link
-from harness.link.syscalls import In, InOut, Nr, Out, SyscallResult, cstring
+from harness.link.peer import PEER_PORT_NAME, Peer
+from harness.link.process import Process
+from harness.link.syscalls import Nr, cstring
 from harness.vm import Accel, GuestSilent, Machine, MachineSpec, Scene, choose_accelerator
 
 PORT_NAME = "org.iobmd.link"
 """LINK_PORT_NAME of guest/link_abi.h."""
 
-_CHUNK = 512 * 1024
 _TAIL = 20
 
 _COMMAND_LINE = (
@@ -47,6 +48,7 @@ class GuestOptions:
         devices: further QEMU ``-device`` values.
         boot_timeout: seconds from QEMU's start to the agent's first reply.
         operation_timeout: seconds for one system call.
+        peer: give the guest the port that `Guest.peer` needs.
     """
 
     memory_mib: int = 512
@@ -58,24 +60,10 @@ class GuestOptions:
     devices: tuple[str, ...] = ()
     boot_timeout: float = 60.0
     operation_timeout: float = 30.0
+    peer: bool = True
 
 
-@dataclass(frozen=True)
-class IoctlResult:
-    """What an ioctl left behind.
-
-    Attributes:
-        value: its result, not negative.
-        arg: the argument structure afterwards.
-        data: contents of the buffers that were asked for by size, by offset of their pointer.
-    """
-
-    value: int
-    arg: bytes
-    data: Mapping[int, bytes]
-
-
-class Guest:
+class Guest(Process):
     """A machine that runs the image's kernel, with the agent answering.
 
     A context manager: entering boots, leaving ends the machine.
@@ -87,6 +75,7 @@ class Guest:
     Attributes:
         image: as given.
         options: as given.
+        operation_timeout: seconds for one system call; the options'.
         machine: QEMU.
         link: to the agent.
         hello: who answered.
@@ -99,8 +88,12 @@ class Guest:
     boot_seconds: float
 
     def __init__(self, image: GuestImage, options: GuestOptions | None = None) -> None:
+        super().__init__()
         self.image = image
         self.options = options or GuestOptions()
+        self.operation_timeout = self.options.operation_timeout
+        self._peer: Peer | None = None
+        self._peer_lock = threading.Lock()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -113,7 +106,7 @@ class Guest:
                 self.machine.port(PORT_NAME),
                 self.image.link_layouts,
                 self.machine.check,
-                lambda: self.machine.console.tail(_TAIL),
+                self._evidence,
             )
             self.hello = self._first_reply(started)
             self.boot_seconds = time.monotonic() - started
@@ -125,74 +118,21 @@ class Guest:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def syscall(self, number: int, *args: int | In | Out | InOut, what: str) -> SyscallResult:
-        """A system call that has to succeed.
+    @property
+    def peer(self) -> Peer:
+        """The guest's second process: the living one, or a new one where none lives.
 
-        Args:
-            number: x86-64 number.
-            args: as for :meth:`Link.syscall`.
-            what: the call, as a person would write it.
-
-        Raises:
-            GuestOSError: it failed in the guest.
-        """
-        result = self.link.syscall(number, *args, timeout=self.options.operation_timeout, what=what)
-        return result.checked(what)
-
-    def open(self, path: str, flags: int = os.O_RDWR, mode: int = 0o644) -> int:
-        """Open a file of the guest; the descriptor stays open until :meth:`close`."""
-        return self.syscall(Nr.OPEN, cstring(path), flags | os.O_CLOEXEC, mode, what=f"open {path}").value
-
-    def close(self, fd: int) -> None:
-        """Close a descriptor of the guest."""
-        self.syscall(Nr.CLOSE, fd, what=f"close {fd}")
-
-    def ioctl(
-        self, fd: int, cmd: int, arg: bytes = b"", pointers: Mapping[int, bytes | int] | None = None
-    ) -> IoctlResult:
-        """An ioctl with a structure as its argument.
-
-        Args:
-            fd: descriptor in the guest.
-            cmd: request number.
-            arg: the structure; empty passes 0.
-            pointers: what the pointers inside the structure point to, by their offsets: bytes are passed in,
-                a number asks for that many bytes back.
+        It runs the agent's program as a child of the agent, is started when it is first asked for, and takes
+        the calls the guest takes.  To kill it is legitimate: `Peer.kill`.
 
         Raises:
-            GuestOSError: the ioctl failed.
-            BadInput: a pointer lies outside the structure.
+            BadInput: this guest was booted without the port for it.
+            PeerNotStarted: the agent says why not.
         """
-        pointers = pointers or {}
-        if pointers and not arg:
-            raise BadInput("an ioctl without a structure has no pointers in it")
-        targets = {at: Out(data) if isinstance(data, int) else In(data) for at, data in pointers.items()}
-        passed: InOut | int = InOut(arg, targets) if arg else 0
-        result = self.syscall(Nr.IOCTL, fd, cmd, passed, what=f"ioctl {cmd:#x} on {fd}")
-        wanted = [at for at, target in sorted(targets.items()) if isinstance(target, Out)]
-        data = dict(zip(wanted, result.outputs[1:], strict=True))
-        return IoctlResult(result.value, result.outputs[0] if arg else b"", data)
-
-    def read_file(self, path: str) -> bytes:
-        """The whole contents of a file of the guest; works for /proc and /sys."""
-        fd = self.open(path, os.O_RDONLY)
-        parts: list[bytes] = []
-        try:
-            while True:
-                result = self.syscall(Nr.READ, fd, Out(_CHUNK), _CHUNK, what=f"read {path}")
-                if result.value == 0:
-                    return b"".join(parts)
-                parts.append(result.outputs[0][: result.value])
-        finally:
-            self.close(fd)
-
-    def write_file(self, path: str, data: bytes) -> None:
-        """Create or overwrite a file of the guest; up to 512 KiB arrive as one write, as sysfs wants."""
-        fd = self.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            self._write(fd, data, path)
-        finally:
-            self.close(fd)
+        with self._peer_lock:
+            if self._peer is None or not self._peer.alive:
+                self._peer = self._new_peer()
+            return self._peer
 
     def load_module(self, ko: bytes, params: str = "") -> None:
         """Load a kernel module.
@@ -203,7 +143,7 @@ class Guest:
         """
         fd = self.syscall(Nr.MEMFD_CREATE, cstring("module"), 0, what="memfd_create").value
         try:
-            self._write(fd, ko, "module")
+            self.write_all(fd, ko, "module")
             self.syscall(Nr.FINIT_MODULE, fd, cstring(params), 0, what="load module")
         finally:
             self.close(fd)
@@ -212,11 +152,17 @@ class Guest:
         """Unload a kernel module; one in use is GuestOSError EAGAIN or EBUSY, nothing is waited for."""
         self.syscall(Nr.DELETE_MODULE, cstring(name), os.O_NONBLOCK, what=f"unload module {name}")
 
-    def _write(self, fd: int, data: bytes, what: str) -> None:
-        at = 0
-        while at < len(data):
-            part = data[at : at + _CHUNK]
-            at += self.syscall(Nr.WRITE, fd, In(part), len(part), what=f"write {what}").value
+    def _new_peer(self) -> Peer:
+        if not self.options.peer:
+            raise BadInput(
+                "this guest has no port for a second process", hint="boot it with GuestOptions(peer=True)"
+            )
+        if self._peer is not None:
+            self._peer.bury("another took its place")
+        return Peer(self, self.machine.port(PEER_PORT_NAME), self.machine.check, self._evidence)
+
+    def _evidence(self) -> tuple[str, ...]:
+        return self.machine.console.tail(_TAIL)
 
     def _spec(self) -> MachineSpec:
         options = self.options
@@ -229,7 +175,7 @@ class Guest:
             machine=options.machine,
             cpu=options.cpu,
             accel=options.accel,
-            ports=(PORT_NAME,),
+            ports=(PORT_NAME, PEER_PORT_NAME) if options.peer else (PORT_NAME,),
             devices=options.devices,
         )
 

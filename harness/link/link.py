@@ -103,6 +103,23 @@ class Pending:
         raise self._error
 
 
+class PendingCall:
+    """A system call in flight."""
+
+    def __init__(self, pending: Pending, call: Call) -> None:
+        self._pending = pending
+        self._call = call
+
+    @property
+    def done(self) -> bool:
+        """As for :class:`Pending`."""
+        return self._pending.done
+
+    def wait(self, timeout: float) -> SyscallResult:
+        """Its result; raises what :meth:`Pending.wait` raises."""
+        return self._call.result(self._pending.wait(timeout).payload)
+
+
 class Link:
     """The host's end.
 
@@ -113,6 +130,8 @@ class Link:
         layouts: of the agent at the other end.
         check: raises when the guest is known to be dead.
         evidence: lines to show beside a failure, usually the console's last.
+        ticket: what the agent at the other end was started with, 0 for none.  :meth:`hello` has to come first
+            then, and bytes on the stream from before are dropped.
 
     Attributes:
         protocol: the numbers of guest/link_abi.h, as this agent was built.
@@ -125,13 +144,14 @@ class Link:
         layouts: Layouts,
         check: Callable[[], None],
         evidence: Callable[[], Sequence[str]] = tuple,
+        ticket: int = 0,
     ) -> None:
         self.protocol = Protocol(layouts)
         self.workers: int | None = None
         self._mourned: float | None = None
         self._check = check
         self._evidence = evidence
-        self._channel = Channel(sock, self.protocol, check)
+        self._channel = Channel(sock, self.protocol, check, ticket)
 
     def submit(self, op: int, payload: bytes = b"", what: str = "") -> Pending:
         """Start a request; never blocks.
@@ -207,9 +227,20 @@ class Link:
         Returns:
             The raw result (a negative errno on failure) and the contents of ``Out`` and ``InOut`` buffers.
         """
+        return self.start(number, *args, what=what).wait(timeout)
+
+    def start(self, number: int, *args: Argument, what: str = "") -> PendingCall:
+        """Send a :meth:`syscall` and go on; several in flight may be executed in any order."""
         call = Call(self.protocol, number, args)
-        reply = self.submit(self.protocol.syscall, call.payload, what or call.name).wait(timeout)
-        return call.result(reply.payload)
+        return PendingCall(self.submit(self.protocol.syscall, call.payload, what or call.name), call)
+
+    def retire(self, why: str) -> None:
+        """Give the stream to another link: requests under way fail, and nobody reads here any more.
+
+        Args:
+            why: shown by the requests' ChannelBroken.
+        """
+        self._channel.retire(why)
 
     def _outcome(self, flight: Flight, timeout: float) -> Reply:
         self._channel.wait(flight, timeout)

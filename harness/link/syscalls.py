@@ -31,14 +31,20 @@ class Nr(enum.IntEnum):
     MPROTECT = 10
     MUNMAP = 11
     IOCTL = 16
+    PREAD64 = 17
+    PWRITE64 = 18
     PIPE = 22
     NANOSLEEP = 35
     GETPID = 39
     EXIT = 60
+    KILL = 62
     UNAME = 63
     DELETE_MODULE = 176
     FINIT_MODULE = 313
     MEMFD_CREATE = 319
+    PIDFD_SEND_SIGNAL = 424
+    PIDFD_OPEN = 434
+    PIDFD_GETFD = 438
 
 
 _NAMES: dict[int, str] = {number.value: number.name.lower() for number in Nr}
