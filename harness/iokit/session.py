@@ -1,34 +1,32 @@
 # SPDX-License-Identifier: MIT
-"""The factories: one IOKit object speaks to /dev/iobmd of one guest."""
+"""One IOKit object speaks to /dev/iobmd for one process of one guest."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from enum import Enum
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from harness.errors import BadInput
+from harness.errors import BadInput, GuestFailure
 from harness.images import Layouts
 from harness.iokit import constants
-from harness.iokit.descriptor import IOBufferMemoryDescriptor, integers
+from harness.iokit.descriptor import IOBufferMemoryDescriptor
+from harness.iokit.factories import Factories, Request
+from harness.iokit.handle import TRANSFER_MAX, Handle, null_from
+from harness.iokit.mapping import IOMemoryMap
+from harness.iokit.memory import IOGeneralMemoryDescriptor
 from harness.iokit.null import Null
-from harness.link import Guest, IoctlResult
+from harness.iokit.task import Context, Task, TaskLike, task_name
+from harness.link import IoctlResult, Process
 
 _DEVICE = "/dev/iobmd"
-
-
-class Task(Enum):
-    """The ``task_t`` a factory is given; the value names the ABI's enumerator."""
-
-    NULL = "IOBMD_TASK_NULL"
-    KERNEL = "IOBMD_TASK_KERNEL"
-    CURRENT = "IOBMD_TASK_CURRENT"
-
-
-kernel_task = Task.KERNEL
-"""Apple's name for the kernel's own task."""
+_ENUMS = (
+    "iobmd_direction", "iobmd_option", "iobmd_flag", "iobmd_cache_mode", "iobmd_map_option",
+    "iobmd_driverkit_map_option", "iobmd_purgeable_state", "iobmd_operation_code", "iobmd_return",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,26 +44,31 @@ class ModuleInfo:
     types: frozenset[str]
 
 
-class IOKit:
-    """Creates descriptors in one guest and releases what is left of them.
+class IOKit(Factories):
+    """Creates descriptors on behalf of one process and releases what is left of them.
 
     Args:
-        guest: a booted guest whose image carries the module.
+        process: a booted guest whose image carries the module, or its ``peer``.
+
+    Attributes:
+        process: as given; it holds every descriptor made here, and is Apple's ``current_task()``.
+        layouts: of the module.
 
     Raises:
         BadInput: the module in the guest was built with other constants than `harness.iokit.constants`.
         GuestOSError: /dev/iobmd cannot be opened.
     """
 
-    def __init__(self, guest: Guest) -> None:
-        self.layouts: Layouts = guest.image.layouts
-        constants.verify_against(
-            *(self.layouts.enum(name) for name in ("iobmd_direction", "iobmd_option", "iobmd_cache_mode"))
-        )
-        self._guest = guest
-        self._commands = self.layouts.enum("iobmd_ioctl")
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.layouts: Layouts = process.image.layouts
+        constants.verify_against(*(self.layouts.enum(name) for name in _ENUMS))
+        self._context = Context.PROCESS
+        # In the order they were made.  Mappings are released first: the last reference may be theirs.
         self._alive: dict[int, IOBufferMemoryDescriptor] = {}
-        self._device: int | None = guest.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        self._maps: dict[int, IOMemoryMap] = {}
+        self._companions: dict[int, IOKit] = {}
+        self._device: Handle | None = self._open()
 
     def __enter__(self) -> Self:
         return self
@@ -73,58 +76,30 @@ class IOKit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-
-    # -- Apple's factories ----------------------------------------------------------------------------------
-
-    def withOptions(self, options: int, capacity: int, alignment: int = 1) -> IOBufferMemoryDescriptor | Null:
-        """Create a buffer in the kernel's task (clauses A01 to A03).
-
-        Args:
-            options: direction, buffer options and cache mode in one word.
-            capacity: bytes.
-            alignment: bytes; a minimum on the buffer's address (clause C01).
-        """
-        return self._create(
-            f"withOptions({options:#x}, {capacity}, {alignment})",
-            factory="IOBMD_WITH_OPTIONS", options=options, capacity=capacity, alignment=alignment,
-        )  # fmt: skip
-
-    def inTaskWithOptions(
-        self, inTask: Task, options: int, capacity: int, alignment: int = 1
-    ) -> IOBufferMemoryDescriptor | Null:
-        """Create a buffer in *inTask* (clauses A03, A09); the other arguments are withOptions's."""
-        return self._create(
-            f"inTaskWithOptions({inTask.name}, {options:#x}, {capacity}, {alignment})",
-            factory="IOBMD_IN_TASK_WITH_OPTIONS", options=options, capacity=capacity, alignment=alignment,
-            task=self.layouts.enum("iobmd_task")[inTask.value],
-        )  # fmt: skip
-
-    def withCapacity(
-        self, capacity: int, inDirection: int, contiguous: bool = False
-    ) -> IOBufferMemoryDescriptor | Null:
-        """Create a buffer of *capacity* bytes (clause G07); *contiguous* aligns it to its capacity (D08)."""
-        return self._create(
-            f"withCapacity({capacity}, {inDirection:#x}, {contiguous})",
-            factory="IOBMD_WITH_CAPACITY", options=inDirection, capacity=capacity, contiguous=int(contiguous),
-        )  # fmt: skip
-
-    def withBytes(
-        self, data: bytes, inDirection: int, contiguous: bool = False
-    ) -> IOBufferMemoryDescriptor | Null:
-        """Create a buffer that holds a copy of *data* (clauses G03 to G06)."""
-        return self._create(
-            f"withBytes({len(data)} bytes, {inDirection:#x}, {contiguous})",
-            factory="IOBMD_WITH_BYTES", options=inDirection, capacity=len(data), contiguous=int(contiguous),
-            data=data,
-        )  # fmt: skip
+        if isinstance(error, GuestFailure):
+            with suppress(GuestFailure):  # the guest is dead, and what is on its way says so
+                self.close()
+        else:
+            self.close()
 
     # -- beside the factories -------------------------------------------------------------------------------
 
+    @contextmanager
+    def calledFrom(self, context: Context) -> Iterator[None]:
+        """Have the factories called from somewhere else in the kernel while the block runs (clause A14).
+
+        Args:
+            context: where sleeping is allowed, or one of the places where it is not.
+        """
+        before, self._context = self._context, context
+        try:
+            yield
+        finally:
+            self._context = before
+
     def info(self) -> ModuleInfo:
         """Return what the module says about itself."""
-        layout = self.layouts.struct("iobmd_info")
-        reply = integers(layout, self.ioctl(self._open_device(), "INFO", layout.pack()).arg)
+        reply = self._open_device().call("INFO", "iobmd_info")
         names = self.layouts.enum("iobmd_memory_type").items()
         return ModuleInfo(
             abi_version=reply["abi_version"],
@@ -135,54 +110,145 @@ class IOKit:
         )
 
     @property
+    def device(self) -> int:
+        """The process's descriptor of /dev/iobmd."""
+        return self._open_device().fd
+
+    @property
     def alive(self) -> tuple[IOBufferMemoryDescriptor, ...]:
         """The descriptors made here and not released yet, oldest first."""
         return tuple(self._alive.values())
 
+    @property
+    def maps(self) -> tuple[IOMemoryMap, ...]:
+        """The mappings made here and not released yet, oldest first."""
+        return tuple(self._maps.values())
+
     def release_all(self) -> int:
-        """Release every descriptor made here and still alive; return how many there were."""
+        """Release every mapping and descriptor made here; return how many descriptors there were."""
+        for mapping in self.maps:
+            mapping.release()
         left = self.alive
         for descriptor in left:
             descriptor.release()
         return len(left)
 
     def close(self) -> None:
-        """Release all descriptors and close the device; a second call does nothing."""
+        """Release everything and close the device; a second call does nothing."""
         if self._device is None:
             return
         self.release_all()
         device, self._device = self._device, None
-        self._guest.close(device)
+        device.close()
+        companions, self._companions = self._companions, {}
+        for companion in companions.values():
+            companion.close()
 
     def ioctl(
         self, fd: int, name: str, arg: bytes, pointers: dict[int, bytes | int] | None = None
     ) -> IoctlResult:
-        """Issue ``IOBMD_IOC_<name>`` on a descriptor of the guest; see `harness.link.Guest.ioctl`."""
-        return self._guest.ioctl(fd, self._commands[f"IOBMD_IOC_{name}"], arg, pointers or {})
+        """Issue ``IOBMD_IOC_<name>`` on any descriptor of the process; see `harness.link.Process.ioctl`."""
+        command = self.layouts.enum("iobmd_ioctl")[f"IOBMD_IOC_{name}"]
+        return self.process.ioctl(fd, command, arg, pointers or {})
 
-    def forget(self, descriptor: IOBufferMemoryDescriptor, fd: int) -> None:
-        """Close *descriptor*'s file in the guest; called by its `release`."""
-        if self._alive.get(fd) is descriptor:
-            del self._alive[fd]
-            self._guest.close(fd)
+    # -- for the objects made here --------------------------------------------------------------------------
 
-    def _open_device(self) -> int:
+    def forget(self, made: IOGeneralMemoryDescriptor | IOMemoryMap) -> None:
+        """Stop owning what releases itself."""
+        self._alive.pop(id(made), None)
+        self._maps.pop(id(made), None)
+
+    def adopt_mapping(self, memory: IOGeneralMemoryDescriptor, handle: Handle, task: TaskLike) -> IOMemoryMap:
+        """Own a mapping that was just made."""
+        mapping = IOMemoryMap(self, memory, handle, task)
+        self._maps[id(mapping)] = mapping
+        return mapping
+
+    def create_mapping(
+        self,
+        memory: IOGeneralMemoryDescriptor,
+        task: TaskLike,
+        address: int,
+        options: int,
+        offset: int,
+        length: int,
+    ) -> IOMemoryMap | Null:
+        """Carry out createMappingInTask; a mapping into another process is asked for by that process."""
+        label = f"createMappingInTask({task_name(task)}, {address:#x}, {options:#x}, {offset}, {length})"
+        owner, role = self._locate(task)
+        taken = owner is not memory.process
+        fd = owner.take(memory.fd, memory.process) if taken else memory.fd
+        asked = Handle(owner, fd, self.layouts, memory.label)
+        try:
+            reply = asked.call(
+                "CREATE_MAPPING", "iobmd_create_mapping",
+                task=self._task_number(role), options=options, address=address, offset=offset, length=length,
+            )  # fmt: skip
+        finally:
+            if taken:
+                asked.close()
+        if reply["fd"] < 0:
+            return null_from(label, reply)
+        return self.adopt_mapping(memory, Handle(owner, reply["fd"], self.layouts, label), task)
+
+    # -- plumbing -------------------------------------------------------------------------------------------
+
+    def _open(self) -> Handle:
+        fd = self.process.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        return Handle(self.process, fd, self.layouts, "this IOKit session")
+
+    def _open_device(self) -> Handle:
         if self._device is None:
             raise BadInput("this IOKit session is closed", hint="make a new IOKit(guest)")
         return self._device
 
-    def _create(
-        self, call: str, *, factory: str, data: bytes | None = None, **fields: int
-    ) -> IOBufferMemoryDescriptor | Null:
+    def _locate(self, task: TaskLike) -> tuple[Process, Task]:
+        """The process that has to make the call, and the task's role as that process sees it."""
+        if isinstance(task, Task):
+            return self.process, task
+        return task, Task.CURRENT
+
+    def _task_number(self, task: Task) -> int:
+        return self.layouts.enum("iobmd_task")[task.value]
+
+    def _companion(self, process: Process) -> IOKit:
+        """A session of another process of the guest, for calls only that process can make."""
+        if process is self.process:
+            return self
+        known = self._companions.get(id(process))
+        if known is None:
+            known = self._companions[id(process)] = IOKit(process)
+        return known
+
+    def _create(self, request: Request) -> tuple[int, IOBufferMemoryDescriptor | Null]:
+        owner, role = self._locate(request.task)
+        owner = request.caller or owner
+        device = self._companion(owner)._open_device()
         layout = self.layouts.struct("iobmd_create")
-        arg = layout.pack(factory=self.layouts.enum("iobmd_factory")[factory], **fields)
-        pointers: dict[int, bytes | int] = {} if data is None else {layout.fields["bytes"].offset: data}
-        made = self.ioctl(self._open_device(), "CREATE", arg, pointers).arg
-        reply = integers(layout, made)
+        arguments: dict[str, Any] = {
+            "factory": self.layouts.enum("iobmd_factory")[request.factory],
+            "task": self._task_number(role),
+            "context": self.layouts.enum("iobmd_context")[self._context.value],
+            **request.fields,
+        }
+        data = request.data
+        if data is not None and len(data) > TRANSFER_MAX:
+            with owner.memory(data) as source:
+                reply = device.ioctl("CREATE", layout.pack(**arguments, bytes=source.address))
+        else:
+            pointers: dict[int, bytes | int] = {} if data is None else {layout.fields["bytes"].offset: data}
+            reply = device.ioctl("CREATE", layout.pack(**arguments), pointers)
+        return self._made(request.call, owner, layout.unpack(reply.arg))
+
+    def _made(
+        self, call: str, owner: Process, reply: dict[str, Any]
+    ) -> tuple[int, IOBufferMemoryDescriptor | Null]:
         if reply["fd"] < 0:
-            reason = layout.unpack(made)["reason"]
-            text = reason.split(b"\0", 1)[0].decode(errors="replace") if isinstance(reason, bytes) else ""
-            return Null(call, reply["error"], text)
-        descriptor = IOBufferMemoryDescriptor(self, reply["fd"], call)
-        self._alive[reply["fd"]] = descriptor
-        return descriptor
+            return reply["code"], null_from(call, reply)
+        fd: int = reply["fd"]
+        if owner is not self.process:
+            fd = self.process.take(reply["fd"], owner)
+            owner.close(reply["fd"])
+        descriptor = IOBufferMemoryDescriptor(self, Handle(self.process, fd, self.layouts, call))
+        self._alive[id(descriptor)] = descriptor
+        return reply["code"], descriptor
