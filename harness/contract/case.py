@@ -3,29 +3,32 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from harness.contract.facts import GIB, KIB, MIB, PAGE, MachineFacts
-from harness.contract.look import Look
+from harness.contract.look import Look, Place
 from harness.contract.outcome import Broken, NotApplicable, Trail, Unproved
 from harness.errors import HarnessError
-from harness.iokit import IOBufferMemoryDescriptor, IOKit, Null
+from harness.iokit import IOBufferMemoryDescriptor, IOKit, IOMemoryMap, Null
 from harness.iokit.constants import kIODirectionInOut
-from harness.link import Guest
-from harness.oracle import Oracle
+from harness.link import Guest, Peer, Process
+from harness.oracle import Oracle, Unmapped, View
 
-__all__ = ["GIB", "KIB", "MIB", "PAGE", "Bench", "Case"]
+__all__ = ["GIB", "KIB", "MIB", "PAGE", "Bench", "Case", "Place"]
 
 _WINDOW = 64
 """Bytes planted at each probe."""
 _SHOWN = 48
 """Characters of a value in a message."""
 _FREE_PAGES = re.compile(r"^ +(?:pages free +|count: +)(\d+)$", re.MULTILINE)
+
+Made = TypeVar("Made", bound=IOBufferMemoryDescriptor | IOMemoryMap)
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,36 @@ class Case:
         self.trail = Trail()
         self.looked = False
         self._bench = bench
+        self._sessions: dict[int, IOKit] = {}
         # Seeded by the clause: another run writes the same bytes, another clause others.
         self._random = random.Random(seed)  # noqa: S311 - patterns, not secrets
+
+    # -- who calls ------------------------------------------------------------------------------------------
+
+    @property
+    def guest(self) -> Guest:
+        """The guest's agent, which makes the calls of `iokit`: Apple's current task."""
+        return self._bench.guest
+
+    @property
+    def peer(self) -> Peer:
+        """The guest's second process."""
+        return self._bench.guest.peer
+
+    def iokit_of(self, process: Process) -> IOKit:
+        """Return the factories as *process* calls them; closed when the check ends."""
+        if process is self._bench.guest:
+            return self.iokit
+        if id(process) not in self._sessions:
+            self._sessions[id(process)] = IOKit(process)
+        return self._sessions[id(process)]
+
+    def release_all(self) -> None:
+        """Release every mapping and descriptor the check has left over."""
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
+            session.close()
+        self.iokit.release_all()
 
     # -- making buffers -------------------------------------------------------------------------------------
 
@@ -91,29 +122,29 @@ class Case:
         """
         return self.need(self.iokit.withOptions(options, capacity, alignment))
 
-    def need(self, made: IOBufferMemoryDescriptor | Null) -> IOBufferMemoryDescriptor:
-        """Return *made*, which must be a descriptor.
+    def need(self, made: Made | Null) -> Made:
+        """Return *made*, a descriptor or a mapping, which must be an object.
 
         Raises:
             Broken: it is NULL.
         """
         if isinstance(made, Null):
-            raise Broken("a descriptor", repr(made))
+            raise Broken("an object", repr(made))
         return made
 
-    def null(self, made: IOBufferMemoryDescriptor | Null) -> Null:
+    def null(self, made: object) -> Null:
         """Return *made*, which must be NULL.
 
         Raises:
-            Broken: it is a descriptor.
+            Broken: it is an object.
         """
         self.trail.comparisons += 1
         if not isinstance(made, Null):
-            raise Broken("NULL", f"{made!r}, {made.storage} bytes at {made.address:#x}")
+            raise Broken("NULL", repr(made))
         self.trail.expected, self.trail.observed = "NULL", repr(made)
         return made
 
-    def maybe(self, made: IOBufferMemoryDescriptor | Null) -> IOBufferMemoryDescriptor | None:
+    def maybe(self, made: Made | Null) -> Made | None:
         """Return *made*, or None with a note where the factory may give NULL and did."""
         if isinstance(made, Null):
             self.note(f"{made.call} gave NULL, as it may: {made.reason}")
@@ -209,14 +240,23 @@ class Case:
     # -- the view from outside ------------------------------------------------------------------------------
 
     @contextmanager
-    def look(self) -> Iterator[Look]:
+    def look(self, process: Process | None = None) -> Iterator[Look]:
         """Stop the machine and look at it from outside; it goes on when the block is left.
 
         Nothing may be asked of the guest inside the block: it stands still and would not answer.
+
+        Args:
+            process: whose user addresses are to be looked up.  Its page tables are found by a page of random
+                bytes it maps for the purpose, so that no other process can be taken for it.
         """
-        with self._bench.oracle.frozen() as view:
-            self.looked = True
-            yield Look(view, self.trail)
+        with ExitStack() as stack:
+            mark, address = os.urandom(32), 0
+            if process is not None:
+                address = stack.enter_context(process.memory(mark)).address
+            with self._bench.oracle.frozen() as view:
+                self.looked = True
+                space = None if process is None else _space_with(view, address, mark)
+                yield Look(view, self.trail, space)
 
     # -- contents -------------------------------------------------------------------------------------------
 
@@ -273,10 +313,27 @@ class Case:
         """Return what the kernel has said on the console so far."""
         return self._bench.guest.machine.console.text()
 
+    def complaints(self, since: int) -> list[str]:
+        """Return what the kernel has complained of on the console since it had *since* characters."""
+        words = ("WARNING:", "BUG:", "failure: order", "Bad page", "invoked oom-killer", "Call Trace:")
+        return [line for line in self.kernel_log()[since:].splitlines() if any(one in line for one in words)]
+
     def press(self) -> None:
         """Make the kernel reclaim caches and move pages about, as a busy machine does."""
         self._bench.guest.write_file("/proc/sys/vm/drop_caches", b"3\n")
         self._bench.guest.write_file("/proc/sys/vm/compact_memory", b"1\n")
+
+
+def _space_with(view: View, address: int, mark: bytes) -> int:
+    """Return the top table of the process that has *mark* at *address*."""
+    for space in view.address_spaces:
+        try:
+            ranges = view.physical_of(address, len(mark), space)
+        except Unmapped:
+            continue
+        if b"".join(view.read(one.start, one.length) for one in ranges) == mark:
+            return space
+    raise HarnessError("no page tables of the guest's process were found", observed=f"none has {address:#x}")
 
 
 def probes(length: int) -> list[tuple[int, int]]:

@@ -124,7 +124,7 @@ def judge(
         GuestFailure: the guest died or went silent; *into* has what was decided before.
         CheckFault: a check is wrong itself; the message names it.
     """
-    known = _all_checks() if checks is None else checks
+    known = all_checks() if checks is None else checks
     results = [] if into is None else into
     bench = Bench(guest, iokit, oracle, MachineFacts.of(guest.machine))
     earlier = len(oracle.milliseconds)
@@ -163,7 +163,8 @@ def provenance_of(guest: Guest) -> Provenance:
     )
 
 
-def _all_checks() -> Mapping[str, Check]:
+def all_checks() -> Mapping[str, Check]:
+    """Return every check of this package, by the id of its clause."""
     # Imported here because every check module imports this one for its decorator.
     import harness.contract.checks  # noqa: F401, PLC0415
 
@@ -186,9 +187,9 @@ def _decide(check_: Check, clause: Clause, case: Case) -> ClauseResult:
     except BaseException:
         # The guest may be the reason; whatever it is, the first error is the one to tell.
         with contextlib.suppress(HarnessError):
-            case.iokit.release_all()
+            case.release_all()
         raise
-    case.iokit.release_all()
+    case.release_all()
     left = case.live() - before
     if left and ending.verdict is not Verdict.BROKEN:
         ending = _Ending(

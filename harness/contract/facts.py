@@ -13,6 +13,11 @@ PAGE = 4096
 """Bytes of a page: x86-64's base page, the only size this harness' guests use."""
 
 
+_IOMMU_ON = "intel_iommu=on"
+# The unit, and QEMU's teaching device, which is behind it and copies what it is told to.
+_BEHIND = ("intel-iommu", "edu")
+
+
 @dataclass(frozen=True)
 class MachineFacts:
     """The machine under judgement.
@@ -21,7 +26,7 @@ class MachineFacts:
         memory_mib: guest RAM in MiB.
         top_of_ram: first guest physical address above all RAM.
         cpus: virtual CPUs.
-        iommu: a DMA remapping unit is among its devices.
+        iommu: it has a DMA remapping unit that the kernel uses, and a device behind it.
     """
 
     memory_mib: int
@@ -36,5 +41,6 @@ class MachineFacts:
             memory_mib=machine.spec.memory_mib,
             top_of_ram=max(start + length for start, length in machine.ram.ranges),
             cpus=machine.spec.cpus,
-            iommu=any("iommu" in device for device in machine.spec.devices),
+            iommu=_IOMMU_ON in machine.spec.cmdline
+            and all(any(device.startswith(name) for device in machine.spec.devices) for name in _BEHIND),
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Loads the mutants' machinery, which lies beside the tests and in no package."""
+"""Loads what the tests here share, which lies beside them and in no package."""
 
 import importlib.util
 import sys
@@ -18,3 +18,4 @@ def _load(name: str) -> ModuleType:
 
 
 _load("mutation")
+_load("stock")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.images import Kernel, SilentProgress, build_module, cache_root, source_root
 
-DATA = Path(__file__).parent / "mutants.toml"
+DATA = tuple(sorted(Path(__file__).parent.glob("mutants*.toml")))
 _BUILD_TIMEOUT = 600.0
 
 
@@ -39,26 +39,28 @@ class Mutant:
     breaks: tuple[str, ...]
     poisons: bool = False
     memory: int = 0
+    devices: tuple[str, ...] = ()
+    cmdline: tuple[str, ...] = ()
 
     @property
     def alone(self) -> bool:
         """It gets a guest of its own."""
-        return self.poisons or self.memory > 0
+        return self.poisons or self.memory > 0 or bool(self.devices)
 
 
-def load(path: Path = DATA) -> tuple[tuple[Mutant, ...], frozenset[str]]:
-    """Return the mutants and the clauses whose checks compare nothing yet."""
-    data = tomllib.loads(path.read_text(encoding="utf-8"))
-    mutants = tuple(
+def load(paths: Iterable[Path] = DATA) -> tuple[Mutant, ...]:
+    """Return the mutants of all files."""
+    tables = [tomllib.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return tuple(
         Mutant(
             name,
             tuple(Edit(**edit) for edit in entry.pop("edit")),
             tuple(entry.pop("breaks")),
-            **entry,
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()},
         )
-        for name, entry in data["mutant"].items()
+        for table in tables
+        for name, entry in table["mutant"].items()
     )
-    return mutants, frozenset(data["reason_only"])
 
 
 def mutated(mutant: Mutant, sources: Path) -> Mapping[str, str]:

@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The checks, one module per group of clauses; importing this package registers them all."""
+"""The checks, one module per subject; importing this package registers them all."""
 
-from harness.contract.checks import (  # noqa: F401 - imported for what they register
-    alignment,
-    caching,
-    contents,
-    contiguity,
-    creation,
-    length,
-    physical,
-    transfer,
-    wiring,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__, f"{__name__}."):
+    import_module(_module.name)

@@ -227,11 +227,3 @@ def _expect_page_aligned(case: Case, options: list[int]) -> None:
     with case.look() as look:
         for buf in made:
             _expect_aligned(case, look, buf, PAGE)
-
-
-@check("C15")
-def small_buffers_share_a_page_under_an_iommu(case: Case) -> None:
-    """Needs an IOMMU; a module that packs small buffers shows them at 64-byte steps in one page."""
-    if not case.facts.iommu:
-        case.not_applicable("no IOMMU in this machine: small buffers are packed only behind one")
-    case.unproved("the module never packs small buffers into one page, so that there is nothing to look at")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from harness.contract.case import KIB, MIB, PAGE, Case
 from harness.contract.engine import check
 from harness.contract.look import Look
-from harness.iokit import IOBufferMemoryDescriptor
+from harness.iokit import IOBufferMemoryDescriptor, kernel_task
 from harness.iokit.constants import (
     kIODirectionInOut,
     kIODirectionOut,
@@ -29,16 +29,16 @@ from harness.iokit.constants import (
 )
 from harness.oracle import Leaf, MemoryType
 
-_UNCACHED = frozenset({MemoryType.UC, MemoryType.UC_MINUS})
-_WC = frozenset({MemoryType.WC})
-_WT = frozenset({MemoryType.WT})
-_WB = frozenset({MemoryType.WB})
+UNCACHED = frozenset({MemoryType.UC, MemoryType.UC_MINUS})
+WC = frozenset({MemoryType.WC})
+WT = frozenset({MemoryType.WT})
+WB = frozenset({MemoryType.WB})
 # A page, pages with a rest, a large page and more, and more than one allocation can hold.
 _SIZES = (16, 5000, 64 * KIB, 2 * MIB, 4 * MIB, 5 * MIB + 123)
 _TYPED = {
-    kIOMapInhibitCache: _UNCACHED,
-    kIOMapWriteThruCache: _WT,
-    kIOMapWriteCombineCache: _WC,
+    kIOMapInhibitCache: UNCACHED,
+    kIOMapWriteThruCache: WT,
+    kIOMapWriteCombineCache: WC,
 }
 
 
@@ -69,7 +69,7 @@ def _can_type(case: Case, kind: MemoryType) -> bool:
         return kind in look.pat_types
 
 
-def _typed_modes(case: Case) -> dict[int, frozenset[MemoryType]]:
+def typed_modes(case: Case) -> dict[int, frozenset[MemoryType]]:
     """Return the modes this processor's PAT has a type for; there a factory has no excuse."""
     with case.look() as look:
         return {mode: allowed for mode, allowed in _TYPED.items() if allowed & look.pat_types}
@@ -100,7 +100,7 @@ def _expect_mode(
 @check("F01", outside=True)
 def inhibit_is_uncached(case: Case) -> None:
     """Reads the type of every alias of kIOMapInhibitCache buffers: UC- or UC, no leaf apart."""
-    _expect_mode(case, [kIOMapInhibitCache], _UNCACHED)
+    _expect_mode(case, [kIOMapInhibitCache], UNCACHED)
 
 
 @check("F02", outside=True)
@@ -109,13 +109,13 @@ def write_combine_is_write_combined(case: Case) -> None:
     if not _can_type(case, MemoryType.WC):
         case.null(case.iokit.withOptions(kIODirectionInOut | kIOMapWriteCombineCache, PAGE))
         case.not_applicable("this processor's PAT has no write-combining entry; the factory gives NULL")
-    _expect_mode(case, [kIOMapWriteCombineCache], _WC)
+    _expect_mode(case, [kIOMapWriteCombineCache], WC)
 
 
 @check("F03", outside=True)
 def copyback_is_write_back(case: Case) -> None:
     """Reads the type of every alias of kIOMapCopybackCache buffers: WB."""
-    _expect_mode(case, [kIOMapCopybackCache], _WB)
+    _expect_mode(case, [kIOMapCopybackCache], WB)
 
 
 @check("F04", outside=True)
@@ -125,23 +125,23 @@ def write_through_is_write_through(case: Case) -> None:
         null = case.null(case.iokit.withOptions(kIODirectionInOut | kIOMapWriteThruCache, PAGE))
         case.note(f"this processor's PAT has no write-through entry: {null.reason}")
         return
-    _expect_mode(case, [kIOMapWriteThruCache], _WT)
+    _expect_mode(case, [kIOMapWriteThruCache], WT)
 
 
 @check("F05", outside=True)
 def default_is_write_back(case: Case) -> None:
     """Reads the type of every alias of buffers made without a cache mode: WB."""
-    _expect_mode(case, [kIOMapDefaultCache], _WB, (1, *_SIZES))
+    _expect_mode(case, [kIOMapDefaultCache], WB, (1, *_SIZES))
 
 
 @check("F06", outside=True)
 def the_rarer_modes(case: Case) -> None:
     """Reads the types of RealTime (WC), PostedWrite (UC-) and CopybackInner (WB) buffers."""
     sizes = (16, 64 * KIB, 5 * MIB)
-    _expect_mode(case, [kIOMapPostedWrite], _UNCACHED, sizes)
-    _expect_mode(case, [kIOMapCopybackInnerCache], _WB, sizes)
+    _expect_mode(case, [kIOMapPostedWrite], UNCACHED, sizes)
+    _expect_mode(case, [kIOMapCopybackInnerCache], WB, sizes)
     if _can_type(case, MemoryType.WC):
-        _expect_mode(case, [kIOMapRealTimeCache], _WC, sizes)
+        _expect_mode(case, [kIOMapRealTimeCache], WC, sizes)
     else:
         case.null(case.iokit.withOptions(kIODirectionInOut | kIOMapRealTimeCache, PAGE))
 
@@ -149,7 +149,7 @@ def the_rarer_modes(case: Case) -> None:
 @check("F07", outside=True)
 def cache_modes_take_whole_pages_of_their_own(case: Case) -> None:
     """Makes small buffers of each mode beside plain ones: whole pages, and none in two buffers."""
-    typed = [case.make(kIODirectionInOut | mode, size) for mode in _typed_modes(case) for size in (16, 5000)]
+    typed = [case.make(kIODirectionInOut | mode, size) for mode in typed_modes(case) for size in (16, 5000)]
     for buf in typed:
         decided = buf.describe().alignment
         case.expect_that(
@@ -180,7 +180,7 @@ def the_mode_is_in_force_at_once(case: Case) -> None:
     """Looks right after the factory, before any access: every leaf is there and has its type."""
     made = [
         (allowed, case.make(kIODirectionOut | mode, size))
-        for mode, allowed in _typed_modes(case).items()
+        for mode, allowed in typed_modes(case).items()
         for size in (16, 64 * KIB, 5 * MIB)
     ]
     with case.look() as look:
@@ -188,20 +188,10 @@ def the_mode_is_in_force_at_once(case: Case) -> None:
             _expect_types(case, look, buf, allowed)
 
 
-@check("F09", outside=True, partial="user mappings are not built yet; the kernel's own mappings agree")
-def all_mappings_agree(case: Case) -> None:
-    """Compares the type of the buffer's own mapping with that of every other leaf over its pages."""
-    modes = (kIOMapDefaultCache, *_typed_modes(case))
-    made = [case.make(kIODirectionInOut | mode, 5 * MIB) for mode in modes]
-    with case.look() as look:
-        for buf in made:
-            _expect_types(case, look, buf, frozenset({look.page(buf.address).effective}))
-
-
 @check("F12", outside=True)
 def pages_go_home_write_back(case: Case) -> None:
     """Releases typed buffers and looks at the pages they had, and at new buffers: write-back."""
-    for mode in _typed_modes(case):
+    for mode in typed_modes(case):
         made = [case.make(kIODirectionInOut | mode, size) for size in _SIZES]
         with case.look() as look:
             homes = [(repr(buf), look.where(buf)) for buf in made]
@@ -214,31 +204,44 @@ def pages_go_home_write_back(case: Case) -> None:
                 case.expect_that(
                     not stale, expected=f"WB where {name} was", observed=f"{len(stale)} other leaves{kind}"
                 )
-    _expect_mode(case, [kIOMapDefaultCache], _WB, (16, 64 * KIB, 4 * MIB))
+    _expect_mode(case, [kIOMapDefaultCache], WB, (16, 64 * KIB, 4 * MIB))
 
 
-@check("F13", outside=True, partial="the mask factory is not built yet; cache modes combine with contiguity")
-def cache_mode_combines_with_contiguity(case: Case) -> None:
-    """Makes contiguous buffers of each mode: one run, one type."""
-    for option in (kIOMemoryPhysicallyContiguous, kIOMemoryHostPhysicallyContiguous):
-        _expect_mode(case, [kIOMapInhibitCache], _UNCACHED, (100, 64 * KIB, 4 * MIB), option)
-        buf = case.make(kIODirectionInOut | option | kIOMapInhibitCache, 3 * MIB)
-        with case.look() as look:
-            case.expect(len(look.where(buf)), equals=1, what=f"physical runs of {buf!r}")
+@check("F13", outside=True)
+def cache_mode_combines_with_contiguity_and_mask(case: Case) -> None:
+    """Makes contiguous and masked buffers of each mode: one run, only bits of the mask, one type."""
+    options = (kIOMemoryPhysicallyContiguous, kIOMemoryHostPhysicallyContiguous)
+    for mode, allowed in typed_modes(case).items():
+        for option in options:
+            _expect_mode(case, [mode], allowed, (100, 64 * KIB, 4 * MIB), option)
+        for mask in (0xFFFFFFFF, 0x0FFFFFFF, 0xFFFF0000):
+            for capacity in (100, 64 * KIB):
+                flags = kIODirectionInOut | mode | options[0]
+                made = case.iokit.initWithPhysicalMask(kernel_task, flags, capacity, 1, mask)
+                buf = case.need(made)
+                with case.look() as look:
+                    where = look.where(buf)
+                    case.expect(len(where), equals=1, what=f"physical runs of {buf!r}")
+                    stray = where[0].start & ~mask & -PAGE
+                    case.expect(stray, equals=0, what=f"address bits of {buf!r} outside {mask:#x}", show=hex)
+                    last = (where[0].end - 1) & ~mask & -PAGE if mask & PAGE else 0
+                    case.expect(last, equals=0, what=f"bits of its last page outside {mask:#x}", show=hex)
+                    _expect_types(case, look, buf, allowed)
+                buf.release()
 
 
 @check("F15", outside=True)
 def modes_eight_and_nine_lose_their_top_bit(case: Case) -> None:
     """Passes modes 8 and 9 as creation options: 8 is the default, WB, and 9 is inhibit, uncached."""
     sizes = (16, 64 * KIB)
-    _expect_mode(case, [kIOMapPostedReordered], _WB, sizes)
-    _expect_mode(case, [kIOMapPostedCombinedReordered], _UNCACHED, sizes)
+    _expect_mode(case, [kIOMapPostedReordered], WB, sizes)
+    _expect_mode(case, [kIOMapPostedCombinedReordered], UNCACHED, sizes)
 
 
 @check("F16", outside=True)
 def contents_survive_the_mode(case: Case) -> None:
     """Writes through the mapping and reads guest RAM, writes guest RAM and reads through the mapping."""
-    modes = _typed_modes(case)
+    modes = typed_modes(case)
     made = [case.make(kIODirectionInOut | mode, size) for mode in modes for size in (5000, 5 * MIB)]
     planted = [case.plant(buf) for buf in made]
     answers = [[(one.offset, case.pattern(len(one.data))) for one in bytes_] for bytes_ in planted]
@@ -255,18 +258,3 @@ def contents_survive_the_mode(case: Case) -> None:
     case.note(
         "emulated processors have no caches: what survives here is the mapping of bytes, not cache coherence"
     )
-
-
-@check(
-    "F17",
-    outside=True,
-    partial="emulated processors model no caches, so that a missing flush leaves no trace",
-)
-def typing_a_page_leaves_no_stale_bytes(case: Case) -> None:
-    """Writes guest RAM behind fresh uncached buffers and compares it with what the guest reads in them."""
-    for mode in _typed_modes(case):
-        buf = case.make(kIODirectionInOut | mode, 64 * KIB)
-        data = case.pattern(64 * KIB)
-        with case.look() as look:
-            look.write(buf, 0, data)
-        case.expect_bytes(buf.readBytes(0, 64 * KIB), equals=data, what=f"readBytes of {buf!r}")

@@ -1,11 +1,28 @@
 # SPDX-License-Identifier: MIT
 """Group B: capacity and length."""
 
-from harness.contract.case import KIB, MIB, PAGE, Case
+from harness.contract.case import KIB, MIB, PAGE, Case, Place
 from harness.contract.checks.creation import SIZES
 from harness.contract.engine import check
-from harness.iokit import kernel_task
-from harness.iokit.constants import kIODirectionInOut, kIOMemoryPhysicallyContiguous
+from harness.contract.mapped import (
+    PAGEABLE,
+    expect_access,
+    expect_shows,
+    filled,
+    map_into,
+    pages_of,
+    place_of,
+)
+from harness.iokit import IOMemoryMap, PhysicalSegment, Task, kernel_task
+from harness.iokit.constants import (
+    kIODirectionInOut,
+    kIOMapAnywhere,
+    kIOMapGuardedLarge,
+    kIOMapGuardedSmall,
+    kIOMapUnique,
+    kIOMemoryPhysicallyContiguous,
+)
+from harness.link import Process
 
 
 @check("B01")
@@ -82,16 +99,25 @@ def setlength_beyond_the_capacity_is_ignored(case: Case) -> None:
         case.expect(buf.refusedLengths, equals=number, what="setLength calls counted as refused")
 
 
-@check("B06", partial="map() is not built yet, so that its refusal of a buffer of length 0 cannot be seen")
+@check("B06", outside=True)
 def length_zero_is_legal(case: Case) -> None:
-    """Sets length 0 and compares what the other calls say."""
+    """Sets length 0: nothing can be described or mapped then, and the buffer stays where it is."""
     buf = case.make(kIODirectionInOut, 5000)
+    with case.look() as look:
+        where = look.where(buf)
     buf.setLength(0)
     case.expect(buf.getLength(), equals=0, what="getLength after setLength(0)")
-    case.expect(
-        buf.getPhysicalSegment(0).address, equals=0, what="getPhysicalSegment(0) at length 0", show=hex
-    )
+    case.expect(buf.getPhysicalSegment(0), equals=PhysicalSegment(0, 0), what="getPhysicalSegment(0)")
     case.expect(buf.getBytesNoCopy(), equals=buf.address, what="getBytesNoCopy() at length 0", show=hex)
+    for task in (kernel_task, case.guest):
+        for how in (kIOMapAnywhere, kIOMapAnywhere | kIOMapUnique):
+            for length in (0, 1, 5000):
+                case.null(buf.createMappingInTask(task, 0, how, 0, length))
+    with case.look() as look:
+        case.expect(look.where(buf), equals=where, what=f"physical ranges of {buf!r} at length 0")
+    buf.setLength(5000)
+    mapping = map_into(case, buf, case.guest, kIOMapUnique)
+    case.expect(mapping.getLength(), equals=5000, what="length of a mapping after setLength(5000)")
 
 
 @check("B07", outside=True)
@@ -141,3 +167,66 @@ def setlength_does_not_clear(case: Case) -> None:
         with case.look() as look:
             found = look.read(buf, 0, 5000)
         case.expect_bytes(found, equals=data, what=f"guest RAM after setLength({length})")
+
+
+@check("B10", outside=True)
+def the_length_may_grow_between_mappings(case: Case) -> None:
+    """Maps a buffer at length 0x100 and again at 0x200, capacity 0x4000: two views of one page."""
+    for how in (0, kIOMapUnique):
+        for task, process in ((kernel_task, case.guest), (case.guest, case.guest), (case.peer, case.peer)):
+            buf, data = filled(case, kIODirectionInOut, 0x4000)
+            maps = []
+            for length in (0x100, 0x200):
+                buf.setLength(length)
+                maps.append(map_into(case, buf, task, how))
+                case.expect(maps[-1].getLength(), equals=length, what=f"length of {maps[-1]!r}")
+                if task is not kernel_task:
+                    case.expect_bytes(maps[-1].read(), equals=data[:length], what=f"bytes of {maps[-1]!r}")
+            with case.look(process) as look:
+                for mapping in maps:
+                    place = place_of(mapping)
+                    expect_shows(case, look, place, look.where(buf, 0, place.storage))
+            case.release_all()
+
+
+@check("B11", outside=True)
+def a_mapping_keeps_the_length_it_was_made_at(case: Case) -> None:
+    """Maps at several lengths and changes the length then: the mapping's own stays."""
+    for options in (kIODirectionInOut, PAGEABLE):
+        for length in (1, 0x100, PAGE, 5000, 0x4000):
+            buf, data = filled(case, options, 0x4000)
+            buf.setLength(length)
+            user, kernel = map_into(case, buf, case.peer, kIOMapUnique), case.need(buf.map(kIOMapUnique))
+            for later in (1, 0x4000):
+                buf.setLength(later)
+                for mapping in (user, kernel):
+                    said = mapping.describe().length
+                    case.expect(said, equals=length, what=f"length of {mapping!r} after setLength({later})")
+            case.expect_bytes(user.read(), equals=data[:length], what=f"bytes read through {user!r}")
+            end = user.getAddress() + pages_of(length) * PAGE
+            if length <= 0x3000:
+                case.expect(case.peer.faults(end), equals=True, what="EFAULT of a read behind its last page")
+            with case.look(case.peer) as look:
+                for mapping in (user, kernel):
+                    read = look.read(place_of(mapping))
+                    case.expect_bytes(read, equals=data[:length], what=f"guest RAM behind {mapping!r}")
+            case.release_all()
+    for task, process in ((kernel_task, case.guest), (case.guest, case.guest), (case.peer, case.peer)):
+        for how, size in ((kIOMapGuardedSmall, PAGE), (kIOMapGuardedLarge, 64 * KIB)):
+            _expect_guards(case, map_into(case, filled(case, PAGEABLE, 5000)[0], task, how), process, size)
+
+
+def _expect_guards(case: Case, mapping: IOMemoryMap, process: Process, size: int) -> None:
+    """Guards are beside a mapping and no part of its length: nothing is there, for reads neither."""
+    start = mapping.getAddress()
+    end = start + pages_of(5000) * PAGE
+    case.expect(mapping.getLength(), equals=5000, what=f"length of {mapping!r}, guarded")
+    case.expect(mapping.guard, equals=size, what=f"guard of {mapping!r}")
+    if mapping.describe().task is Task.CURRENT:
+        for address in (start - size, start - 1, end, end + size - 1):
+            expect_access(case, process, address, faults=True, what=f"in a guard of {mapping!r}")
+        mapping.read()
+    with case.look(process) as look:
+        case.expect(look.mapped_pages(place_of(mapping)), equals=pages_of(5000), what=f"pages of {mapping!r}")
+        beside = look.mapped_pages(Place(start - size, size)) + look.mapped_pages(Place(end, size))
+        case.expect(beside, equals=0, what=f"pages in the guards of {mapping!r}")

@@ -15,7 +15,6 @@ from harness.iokit.constants import (
     kIOMapInhibitCache,
     kIOMapWriteCombineCache,
     kIOMapWriteThruCache,
-    kIOMemoryMapperNone,
     kIOMemoryPhysicallyContiguous,
 )
 from harness.oracle import PhysRange
@@ -156,15 +155,6 @@ def physical_address_is_the_first_byte(case: Case) -> None:
         for buf, (address, segment) in zip(made, claims, strict=True):
             case.expect(address, equals=look.at(buf.address), what=f"getPhysicalAddress of {buf!r}", show=hex)
             case.expect(address, equals=segment, what=f"getPhysicalAddress and segment of {buf!r}", show=hex)
-
-
-@check(
-    "I07", outside=True, partial="no IOMMU translates here, so that only processor addresses can be compared"
-)
-def mapper_none_gives_processor_addresses(case: Case) -> None:
-    """Compares segments with and without kIOMemoryMapperNone with the page walk."""
-    made = [case.make(kIODirectionInOut | option, 5000) for option in (kIOMemoryMapperNone, 0)]
-    _expect_claims(case, [claim for buf in made for claim in _claims(buf)])
 
 
 @check("I08", outside=True)

@@ -90,20 +90,6 @@ def writes_into_an_out_buffer_move_nothing(case: Case) -> None:
             )
 
 
-@check("H06", outside=True, partial="prepare() does not exist yet; writes after the redirection arrive")
-def an_out_buffer_can_be_redirected(case: Case) -> None:
-    """Redirects a wired Out-only buffer in place; writes arrive then, in the same physical pages."""
-    for direction in (kIODirectionIn, kIODirectionInOut):
-        buf = case.make(kIODirectionOut, 5000)
-        with case.look() as look:
-            where = look.where(buf)
-        case.expect(buf.writeBytes(0, b"before"), equals=0, what="bytes written while Out-only")
-        buf.setDirection(direction)
-        _expect_writes(case, buf)
-        with case.look() as look:
-            case.expect(look.where(buf), equals=where, what="physical ranges after setDirection")
-
-
 @check("H07", outside=True)
 def reads_ignore_the_direction(case: Case) -> None:
     """Puts bytes into guest RAM and reads them through buffers of every direction, In-only among them."""

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Group E: wired, pageable, purgeable, shared."""
+"""Group E: wired and shared memory."""
 
-from harness.contract.case import KIB, MIB, PAGE, Case
+from harness.contract.case import KIB, MIB, PAGE, Case, Place
 from harness.contract.engine import check
+from harness.iokit import Task
 from harness.iokit.constants import (
     kIODirectionInOut,
+    kIOMapAnywhere,
     kIOMapInhibitCache,
     kIOMemoryKernelUserShared,
-    kIOMemoryPurgeable,
 )
 
 
@@ -43,12 +44,32 @@ def physical_segments_need_no_prepare(case: Case) -> None:
             )
 
 
-@check("E07", partial="setPurgeable is not built yet, so that its refusal cannot be seen")
-def purgeable_without_pageable_is_ignored(case: Case) -> None:
-    """Passes kIOMemoryPurgeable without kIOMemoryPageable: an ordinary wired buffer."""
-    buf = case.make(kIODirectionInOut | kIOMemoryPurgeable, 5000)
-    case.expect(buf.getCapacity(), equals=5000, what=f"getCapacity of {buf!r}")
-    case.expect_that(buf.getPhysicalAddress() != 0, expected=f"a physical address for {buf!r}", observed="0")
+@check("E15", outside=True)
+def shared_memory_shows_in_kernel_and_client(case: Case) -> None:
+    """Maps kIOMemoryKernelUserShared buffers into two processes: the same pages, and each sees the others.
+
+    Written are the kernel's side, through the buffer, and both clients' sides.
+    """
+    for size in (16, 5000, 300 * KIB):
+        buf = case.make(kIODirectionInOut | kIOMemoryKernelUserShared, size)
+        own = case.need(buf.createMappingInTask(Task.CURRENT, 0, kIOMapAnywhere))
+        theirs = case.need(buf.createMappingInTask(case.peer, 0, kIOMapAnywhere))
+        for mapping, other in ((own, theirs), (theirs, own)):
+            data = case.pattern(size)
+            mapping.write(0, data)
+            case.expect_bytes(other.read(), equals=data, what=f"bytes through {other!r}")
+            case.expect_bytes(buf.readBytes(0, size), equals=data, what=f"readBytes of {buf!r}")
+        data = case.pattern(size)
+        buf.writeBytes(0, data)
+        for mapping, process in ((own, case.guest), (theirs, case.peer)):
+            case.expect_bytes(mapping.read(), equals=data, what=f"bytes through {mapping!r}")
+            place = Place(mapping.getVirtualAddress(), size)
+            with case.look(process) as look:
+                case.expect_bytes(look.read(buf, 0, size), equals=data, what=f"RAM behind {buf!r}")
+                where = look.where(buf, 0, size)
+                case.expect(look.where(place), equals=where, what=f"where {mapping!r} lies")
+                closed = [leaf for leaf in look.leaves(place) if not (leaf.user and leaf.writable)]
+                case.expect(closed, equals=[], what=f"leaves of {mapping!r} the client may not use")
 
 
 @check("E16", outside=True)

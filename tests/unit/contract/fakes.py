@@ -139,7 +139,9 @@ class FakeGuest:
     def __init__(self) -> None:
         console = SimpleNamespace(text=lambda: "a kernel said this\n")
         self.machine = SimpleNamespace(
-            spec=SimpleNamespace(machine="q35", cpu="max", memory_mib=512, cpus=1, devices=()),
+            spec=SimpleNamespace(
+                machine="q35", cpu="max", memory_mib=512, cpus=1, devices=(), cmdline=()
+            ),
             ram=SimpleNamespace(ranges=((0, 512 << 20),)),
             accelerator=SimpleNamespace(name="tcg", reason="asked for"),
             qemu_version="7.2", console=console,
