@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The console door: ``iobmd check``, ``iobmd boot`` and ``iobmd doctor``.
+"""The console door: ``iobmd check``, ``iobmd clauses``, ``iobmd boot`` and ``iobmd doctor``.
 
 Exit codes: 0 all well, 1 a clause is broken, 2 could not run (the host lacks something, or bad arguments),
 3 the guest or QEMU died, 130 interrupted.
@@ -8,20 +8,22 @@ Exit codes: 0 all well, 1 a clause is broken, 2 could not run (the host lacks so
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 
 from harness import doctor
 from harness.contract.catalogue import catalogue
-from harness.contract.engine import judge
+from harness.contract.engine import all_checks, judge
 from harness.contract.model import ClauseResult, Verdict
 from harness.errors import GuestFailure, HarnessError
+from harness.history import last_verdicts, remember
 from harness.images import RichProgress
 from harness.iokit import IOKit
 from harness.options import add_options, from_namespace, make_guest, prepare
 from harness.oracle import Oracle
-from harness.report import check_writable, print_judgement, write_json
+from harness.report import Proof, check_writable, print_clauses, print_judgement, report_console, write_json
 from harness.vm import QemuDied
 
 _EPILOG = """\
@@ -32,6 +34,7 @@ examples:
   iobmd check --kernel debian-6.12-cloud   another one
   iobmd check --group C -v                 one group, with all the evidence
   iobmd check --kernel ./vmlinuz --modules ./lib/modules/6.9.0 --headers ./linux
+  iobmd clauses F04                        what F04 promises, who says so, how it is decided
   iobmd boot                               look around in a guest (Ctrl-] leaves)
   iobmd doctor                             what this host can do, what is missing
 """
@@ -64,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('iobmd')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     check = commands.add_parser("check", help="judge the contract's clauses on a kernel, print a table")
@@ -80,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
         add_options(command.add_argument)
         command.add_argument("--refresh", action="store_true",
                              help="look for a newer version of the recipe's kernel first")  # fmt: skip
+
+    explain = commands.add_parser("clauses", help="what a clause promises, who says so, how it is decided")
+    explain.add_argument(
+        "names", metavar="GROUP|CLAUSE", nargs="*", help="C, C08, ...; all of them by default"
+    )
+    explain.set_defaults(run=_clauses)
 
     host = commands.add_parser("doctor", help="what this host can do and what is missing")
     host.set_defaults(run=lambda _: doctor.run(Console(highlight=False)))
@@ -102,12 +112,29 @@ def _check(arguments: argparse.Namespace) -> int:
             last = decided[-1].clause.id
             progress.note(f"{len(decided)} of {len(clauses)} clauses were judged before, the last was {last}")
         raise
+    remember(judgement)
     judgement = judgement.covering(catalogue().values(), "not asked for in this run")
     asked = frozenset(clause.id for clause in clauses)
     print_judgement(judgement, verbose=arguments.verbose, asked=asked)
     if arguments.json:
         write_json(judgement, arguments.json)
     return 1 if judgement.count(Verdict.BROKEN) else 0
+
+
+def _clauses(arguments: argparse.Namespace) -> int:
+    clauses = catalogue().select(*arguments.names)
+    last = {name: f"{one.verdict} on {one.release}, {one.when}" for name, one in last_verdicts().items()}
+    proofs = {
+        name: Proof(
+            check=found.name.removeprefix("harness.contract.checks."),
+            how=found.run.__doc__ or "",
+            outside=found.outside,
+            last=last.get(name, ""),
+        )
+        for name, found in all_checks().items()
+    }
+    print_clauses(clauses, proofs, report_console())
+    return 0
 
 
 def _boot(arguments: argparse.Namespace) -> int:

@@ -83,7 +83,8 @@ def add_options(add: Callable[..., Any]) -> None:
     """Declare the options; *add* is ``add_argument`` of argparse or ``addoption`` of a pytest group."""
     add("--kernel", metavar="RECIPE|VMLINUZ", default=DEFAULT_RECIPE,
         help="a kernel recipe (`iobmd doctor` lists them), or the path of your own vmlinuz "
-        "together with --modules and --headers; default %(default)s")  # fmt: skip
+        "together with --modules and --headers; pytest takes several with commas between, or `all`; "
+        "default %(default)s")  # fmt: skip
     add("--modules", metavar="DIR", type=Path, default=None,
         help="your kernel's lib/modules/<release> folder")  # fmt: skip
     add("--headers", metavar="DIR", type=Path, default=None,

@@ -11,6 +11,11 @@ fixture         scope     what it is
 ``guest_image`` session   what is booted: kernel, module, agent, initramfs
 ==============  ========  ===========================================================================
 
+``--kernel`` takes one kernel, several with commas between, or ``all``: with more than one, every test that
+uses a guest runs on each, and its id carries the kernel's release.  JUnit reports name the kernel, QEMU,
+accelerator and module build of every such test, and the clause it decides where it is marked
+``@pytest.mark.clause("C08")``.
+
 A test that fails while it uses a guest leaves the guest's console, QEMU's command line and the command that
 repeats the test in the results folder (``--results``).
 """
@@ -22,12 +27,14 @@ import re
 import shlex
 import shutil
 from collections.abc import Generator, Iterator
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.errors import GuestFailure, HarnessError
-from harness.images import GuestImage, RichProgress, source_root
+from harness.images import GuestImage, RichProgress, load_recipes, prepare_kernel, source_root
 from harness.iokit import IOKit
 from harness.link import Guest
 from harness.options import MachineOptions, add_options, from_namespace, make_guest, prepare
@@ -36,6 +43,8 @@ from harness.vm import Machine
 
 _GUEST = pytest.StashKey[Guest]()
 _CONSOLE_START = pytest.StashKey[int]()
+_BOOTED = pytest.StashKey[list[str]]()
+_KERNELS = pytest.StashKey[list[Any]]()
 _CONSOLE_TAIL = 40
 
 
@@ -50,24 +59,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse a machine or a kernel that cannot be before anything is collected."""
-    _options(config)
+    """Declare the marker, and refuse a machine or a kernel that cannot be before anything is collected."""
+    config.addinivalue_line("markers", "clause(id): the clause of the contract that this test decides")
+    for name in _kernels(config):
+        _options(config, name)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what uses a guest once per kernel, when several were asked for."""
+    if "guest_image" in metafunc.fixturenames and len(_kernels(metafunc.config)) > 1:
+        metafunc.parametrize("guest_image", _prepared(metafunc.config), indirect=True, scope="session")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Say which kernel and machine tests get; the accelerator is decided when the first guest boots."""
     options = _options(config)
+    kernels = _kernels(config)
     return (
-        f"iobmd: kernel {options.kernel}, {options.memory_mib} MiB, {options.cpus} vCPU, "
-        f"accelerator {options.accel.value}"
+        f"iobmd: kernel{'s' if len(kernels) > 1 else ''} {', '.join(kernels)}, {options.memory_mib} MiB, "
+        f"{options.cpus} vCPU, accelerator {options.accel.value}"
     )
 
 
 @pytest.fixture(scope="session")
-def guest_image(pytestconfig: pytest.Config) -> GuestImage:
+def guest_image(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> GuestImage:
     """What the session boots; fetched and built on the first use, with progress on the terminal."""
+    options = _options(pytestconfig, getattr(request, "param", None))
     with _uncaptured(pytestconfig), _in_its_own_words():
-        return prepare(_options(pytestconfig), RichProgress())
+        return prepare(options, RichProgress())
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +96,9 @@ def guest(pytestconfig: pytest.Config, guest_image: GuestImage) -> Iterator[Gues
         with _in_its_own_words():
             booted = stack.enter_context(make_guest(_options(pytestconfig), guest_image))
         pytestconfig.stash[_GUEST] = booted
+        pytestconfig.stash.setdefault(_BOOTED, []).append(_summary(booted))
         yield booted
+    del pytestconfig.stash[_GUEST]
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +143,8 @@ def pytest_runtest_makereport(
     """Keep the evidence of a failure while the guest is still there."""
     report = yield
     booted = item.config.stash.get(_GUEST, None)
+    if call.when == "setup":
+        item.user_properties += _properties(item, booted)
     if report.failed and booted is not None and "guest" in getattr(item, "fixturenames", ()):
         try:
             kept = f"kept in {_keep_evidence(item, booted, call)}"
@@ -134,21 +157,65 @@ def pytest_runtest_makereport(
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Close with what the tests ran on and why."""
-    booted = config.stash.get(_GUEST, None)
-    if booted is not None:
-        verdict = booted.machine.accelerator
-        terminalreporter.write_line(
-            f"iobmd: {booted.hello.release} ({booted.image.kernel.label}), "
-            f"QEMU {booted.machine.qemu_version}, {verdict.name}: {verdict.reason}; "
-            f"booted in {booted.boot_seconds:.2f} s"
-        )
+    for line in config.stash.get(_BOOTED, []):
+        terminalreporter.write_line(line)
 
 
-def _options(config: pytest.Config) -> MachineOptions:
+def _summary(booted: Guest) -> str:
+    verdict = booted.machine.accelerator
+    return (
+        f"iobmd: {booted.hello.release} ({booted.image.kernel.label}), "
+        f"QEMU {booted.machine.qemu_version}, {verdict.name}: {verdict.reason}; "
+        f"booted in {booted.boot_seconds:.2f} s"
+    )
+
+
+def _options(config: pytest.Config, kernel: str | None = None) -> MachineOptions:
+    chosen = copy(config.option)
+    chosen.kernel = kernel or _kernels(config)[0]
     try:
-        return from_namespace(config.option)
+        return from_namespace(chosen)
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def _kernels(config: pytest.Config) -> list[str]:
+    asked: str = config.getoption("--kernel")
+    if asked == "all":
+        return list(load_recipes())
+    return [name.strip() for name in asked.split(",") if name.strip()] or [asked]
+
+
+def _prepared(config: pytest.Config) -> list[Any]:
+    """Fetch every kernel now: their releases are the ids of the tests."""
+    if _KERNELS not in config.stash:
+        progress = RichProgress()
+        try:
+            with _uncaptured(config):
+                releases = {
+                    name: prepare_kernel(_options(config, name).selector, progress).release
+                    for name in _kernels(config)
+                }
+        except HarnessError as error:
+            raise pytest.UsageError(str(error)) from error
+        config.stash[_KERNELS] = [pytest.param(name, id=release) for name, release in releases.items()]
+    return config.stash[_KERNELS]
+
+
+def _properties(item: pytest.Item, booted: Guest | None) -> list[tuple[str, object]]:
+    """Say for JUnit what a test ran on and what it decides."""
+    found: list[tuple[str, object]] = [("clause", mark.args[0]) for mark in item.iter_markers("clause")]
+    if booted is not None and "guest" in getattr(item, "fixturenames", ()):
+        machine = booted.machine
+        found += [
+            ("kernel", booted.hello.release),
+            ("recipe", booted.image.kernel.label),
+            ("qemu", machine.qemu_version),
+            ("accelerator", machine.accelerator.name),
+            ("accelerator-reason", machine.accelerator.reason),
+            ("module", booted.image.module.build_id),
+        ]
+    return found
 
 
 @contextlib.contextmanager
@@ -181,15 +248,9 @@ def _repeat_command(item: pytest.Item) -> str:
     options = _options(item.config)
     # Elsewhere than in this project the plugin runs in the caller's own environment.
     door = ["images/bootstrap"] if item.config.rootpath == source_root() else []
-    words = [*door, "pytest", item.nodeid, "--kernel", options.kernel]
-    words += [
-        "--memory",
-        str(options.memory_mib),
-        "--cpus",
-        str(options.cpus),
-        "--accel",
-        options.accel.value,
-    ]
+    words = [*door, "pytest", item.nodeid, "--kernel", item.config.getoption("--kernel")]
+    words += ["--memory", str(options.memory_mib), "--cpus", str(options.cpus)]
+    words += ["--accel", options.accel.value]
     for name in ("modules", "headers"):
         folder = getattr(options, name)
         words += [f"--{name}", str(folder)] if folder else []

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Judgements for people (a terminal table) and for machines (JSON); it knows results only, never a guest."""
 
+from harness.report.clauses import Proof, print_clauses
 from harness.report.complete import IncompleteJudgement, require_complete
 from harness.report.decisions import decisions_table
 from harness.report.json_report import ReportNotWritten, check_writable, to_json, write_json
@@ -8,9 +9,11 @@ from harness.report.table import print_judgement, report_console
 
 __all__ = [
     "IncompleteJudgement",
+    "Proof",
     "ReportNotWritten",
     "check_writable",
     "decisions_table",
+    "print_clauses",
     "print_judgement",
     "report_console",
     "require_complete",

@@ -45,6 +45,7 @@ def scene(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "IOKit", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(cli, "Oracle", lambda _: None)
     monkeypatch.setattr(cli, "judge", judge)
+    monkeypatch.setenv("IOBMD_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return scene
 

@@ -27,7 +27,7 @@ def guest(pytestconfig):
     )
     booted = SimpleNamespace(
         machine=machine, hello=SimpleNamespace(release="6.1"), boot_seconds=1.0,
-        image=SimpleNamespace(kernel=SimpleNamespace(label="custom")),
+        image=SimpleNamespace(kernel=SimpleNamespace(label="custom"), module=SimpleNamespace(build_id="01")),
     )
     pytestconfig.stash[plugin._GUEST] = booted
     return booted
