@@ -2,6 +2,7 @@
 #include <linux/err.h>
 #include <linux/kernel.h>
 #include <linux/minmax.h>
+#include <linux/pagemap.h>
 
 #include "iobmd_copy.h"
 #include "iobmd_transfer.h"
@@ -24,6 +25,15 @@ static int move_piece(enum movement movement, void *at, u64 user, u64 length)
 	}
 }
 
+/*
+ * copy_from_user() fills the rest with zeros where it faults: a source that
+ * cannot be read whole is refused before the first byte is written.
+ */
+static bool is_readable(u64 user, u64 length)
+{
+	return !fault_in_readable(u64_to_user_ptr(user), length);
+}
+
 /* User memory is touched with no lock held that a fault may need. */
 static int move(struct iobmd_descriptor *descriptor, enum movement movement,
 		u64 offset, u64 user, u64 length)
@@ -31,6 +41,8 @@ static int move(struct iobmd_descriptor *descriptor, enum movement movement,
 	struct iobmd_memory *memory = &descriptor->memory;
 	int error = 0;
 
+	if (movement == MOVE_IN && !is_readable(user, length))
+		return -EFAULT;
 	while (length && !error) {
 		struct page *page;
 		u64 piece;
