@@ -66,8 +66,10 @@ def guests_marked(mark):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_an_end_from_outside_leaves_no_guest(pytestconfig, tmp_path, number, code):
     mark = f"iobmd-{uuid.uuid4()}"
+    # Whoever started the tests may ignore Ctrl-C, as background jobs of a shell do; that is inherited.
+    interruptible = ["env", "--default-signal=INT", *command(pytestconfig, "check")]
     process = subprocess.Popen(
-        command(pytestconfig, "check"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        interruptible, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env={**os.environ, "IOBMD_MARK": mark},
     )  # fmt: skip
     try:

@@ -297,7 +297,8 @@ with Machine(spec) as machine:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "Ctrl-C"])
 def test_no_qemu_outlives_its_parent(number: signal.Signals, spec: MachineSpec, runtime: Path) -> None:
-    command = [sys.executable, "-c", CHILD, str(spec.kernel), str(spec.initrd)]
+    # Whoever started the tests may ignore Ctrl-C, as background jobs of a shell do; that is inherited.
+    command = ["env", "--default-signal=INT", sys.executable, "-c", CHILD, str(spec.kernel), str(spec.initrd)]
     shm = set(Path("/dev/shm").iterdir())
     with subprocess.Popen(
         command,
