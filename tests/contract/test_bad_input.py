@@ -88,13 +88,9 @@ def test_a_source_that_cannot_be_read_changes_nothing(iobmd, address):
     for name in ("APPEND_BYTES", "READ_BYTES", "WRITE_BYTES"):
         if (name, address) == ("WRITE_BYTES", 0):
             continue  # a NULL source means zeros
-        refused(lambda name=name: iobmd.ioctl(fd_of(buf), name, transfer), errno.EFAULT)
+        refused(lambda name=name: iobmd.ioctl(buf.fd, name, transfer), errno.EFAULT)
     assert buf.getLength() == 100
     assert buf.readBytes(0, 100) == b"kept" * 25
-
-
-def fd_of(descriptor):
-    return descriptor._handle.fd
 
 
 @pytest.mark.usefixtures("quiet")
@@ -103,7 +99,7 @@ def test_a_structure_in_kernel_space_is_a_fault(guest, iobmd, address):
     buf = iobmd.withOptions(kIODirectionInOut, 4096)
     commands = iobmd.layouts.enum("iobmd_ioctl")
     for name, command in commands.items():
-        fd = iobmd.device if name in ("IOBMD_IOC_INFO", "IOBMD_IOC_CREATE") else fd_of(buf)
+        fd = iobmd.device if name in ("IOBMD_IOC_INFO", "IOBMD_IOC_CREATE") else buf.fd
         result = guest.link.syscall(Nr.IOCTL, fd, command, address, timeout=10).value
         # The commands that take no structure, and those of a mapping, are not answered with a fault.
         assert result in (-errno.EFAULT, -errno.ENOTTY), f"{name} answered {result}"
@@ -116,10 +112,10 @@ def test_wrong_handles_are_refused(guest, iobmd):
     null = guest.open("/dev/null", os.O_RDWR)
     for fd in (null, iobmd.device):
         refused(lambda fd=fd: iobmd.ioctl(fd, "GET_CAPACITY", word), errno.ENOTTY)
-    refused(lambda: iobmd.ioctl(fd_of(buf), "CREATE", bytes(8)), errno.ENOTTY)
+    refused(lambda: iobmd.ioctl(buf.fd, "CREATE", bytes(8)), errno.ENOTTY)
     guest.close(null)
 
-    number = fd_of(buf)
+    number = buf.fd
     refused(
         lambda: guest.peer.ioctl(number + 500, 0, word), errno.EBADF
     )  # a number of the agent's, not the peer's
