@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""The benches by name."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from harness.bench.lab import Lab
+from harness.bench.looks import bench_looks
+from harness.bench.requests import bench_requests
+from harness.bench.starts import bench_starts
+from harness.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One bench.
+
+    Attributes:
+        name: what a user types.
+        about: what it measures and against what, for ``--help``.
+        run: fills the lab's board.
+        usual: whether it runs when no name is given.
+    """
+
+    name: str
+    about: str
+    run: Callable[[Lab], None]
+    usual: bool = True
+
+
+_ALL = (
+    Bench("start", "QEMU spawned to first reply, against virtme-ng", bench_starts),
+    Bench("rpc", "one request, against a raw echo in C on the same port", bench_requests),
+    Bench("look", "a look at a buffer from outside, step by step", bench_looks),
+)
+
+BENCHES: Mapping[str, Bench] = {bench.name: bench for bench in _ALL}
+
+
+def select(names: Iterable[str]) -> tuple[Bench, ...]:
+    """Return the benches with these names, each once, in the order of `BENCHES`; the usual ones without any.
+
+    Raises:
+        BadInput: there is no such bench.
+    """
+    asked = list(dict.fromkeys(names))
+    for name in asked:
+        if name not in BENCHES:
+            close = get_close_matches(name, BENCHES, n=1)
+            raise BadInput(
+                f"there is no bench {name!r}",
+                observed=f"known: {', '.join(BENCHES)}",
+                hint=f"did you mean {close[0]}?" if close else "see `iobmd bench --help`",
+            )
+    return tuple(bench for bench in _ALL if (bench.name in asked if asked else bench.usual))
+
+
+def run(benches: Iterable[Bench], lab: Lab) -> None:
+    """Run benches one after the other until they are done or the user has seen enough.
+
+    Ctrl-C ends the run, is noted on the board and leaves there what was measured.
+    """
+    try:
+        for bench in benches:
+            bench.run(lab)
+    except KeyboardInterrupt:
+        lab.board.interrupted = True
+    finally:
+        lab.board.finish()
