@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from harness.bench.boot import bench_boot
 from harness.bench.lab import Lab
 from harness.bench.looks import bench_looks
 from harness.bench.requests import bench_requests
@@ -32,6 +33,7 @@ class Bench:
 _ALL = (
     Bench("start", "QEMU spawned to first reply, against virtme-ng", bench_starts),
     Bench("rpc", "one request, against a raw echo in C on the same port", bench_requests),
+    Bench("boot", "where each millisecond of a start goes", bench_boot, usual=False),
     Bench("look", "a look at a buffer from outside, step by step", bench_looks),
 )
 

@@ -70,7 +70,7 @@ class Vng:
         how = "output by its ports" if self.udev else "no udevd on this host: output by the console"
         return (
             f"virtme-ng {version('virtme-ng')}: whole command, TCG, 9p root, {self.cpus} CPU, "
-            f"{self.memory_mib} MiB; `uname -r` in place of `true`, which costs the same and shows that it ran; {how}"
+            f"{self.memory_mib} MiB; `uname -r` in place of `true`: as quick, and it shows that it ran; {how}"
         )
 
     def run(self, image: str) -> float:
