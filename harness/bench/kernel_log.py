@@ -57,7 +57,7 @@ def first(log: Sequence[Line], pattern: str) -> float | None:
 
 
 def marks(log: Sequence[Line]) -> dict[str, float]:
-    """When each stretch of `MILESTONES` ended, on the log's clock; in order, without missing and late ones."""
+    """When each stretch of `MILESTONES` ended, by the log's clock; in order, without missing or late ones."""
     found: dict[str, float] = {}
     latest = 0.0
     for pattern, stretch in MILESTONES:

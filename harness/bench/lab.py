@@ -9,7 +9,7 @@ from harness.bench.rounds import Side, interleave
 from harness.images import GuestImage, Progress
 from harness.link import GuestOptions
 from harness.options import MachineOptions, prepare
-from harness.vm import Accel
+from harness.vm import Accel, SnapshotStore
 
 RECIPE = "debian-6.1"
 """The kernel the boot peer's users boot; the cloud kernels lack what that peer needs."""
@@ -62,6 +62,11 @@ class Lab:
     def shell_machine(self) -> GuestOptions:
         """The machine around the image with busybox, whose console has a shell."""
         return self.options.guest(with_shell=True)
+
+    @cached_property
+    def snapshots(self) -> SnapshotStore:
+        """Where guests that booted once are kept; those of the user, as a user's guests come from there."""
+        return SnapshotStore.default(self.progress)
 
     def rounds(self, usual: int) -> int:
         """How many rounds: what the user asked for, else the bench's own number."""
