@@ -66,6 +66,8 @@ class Process:
         link: to the process.
         hello: who answers.
         operation_timeout: seconds for one system call.
+        generation: how often the process was replaced by another, as a restore of its guest does; what was
+            opened in an earlier one is gone.
     """
 
     image: GuestImage
@@ -74,6 +76,7 @@ class Process:
     operation_timeout: float = 30.0
 
     def __init__(self) -> None:
+        self.generation = 0
         self._stage: Stage | None = None
         self._stage_lock = threading.Lock()
 
@@ -245,6 +248,12 @@ class Process:
                 raise
             return True
         return False
+
+    def _begin_anew(self) -> None:
+        """Another process takes this one's place: none of its descriptors is one of ours."""
+        with self._stage_lock:
+            self.generation += 1
+            self._stage = None
 
     def _staged(self) -> Stage:
         with self._stage_lock:

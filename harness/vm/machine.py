@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A virtual machine and everything it owns."""
 
+import contextlib
 import shlex
 import socket
 import threading
@@ -9,22 +10,25 @@ from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from harness.errors import BadInput
 from harness.vm.accel import AcceleratorVerdict, choose_accelerator
-from harness.vm.capture import capture_device_state
+from harness.vm.capture import capture_device_state, load_state, save_state
 from harness.vm.console import Console
 from harness.vm.errors import MachineFailure
-from harness.vm.launch import Launched, launched
+from harness.vm.launch import CONSOLE_LOG, Launched, launched
 from harness.vm.qemu import Qemu, find_qemu
 from harness.vm.qmp import Qmp
 from harness.vm.ram import MIB, GuestRam, ram_ranges
+from harness.vm.snapshot import Snapshot, write_snapshot
 from harness.vm.spec import MachineSpec
 from harness.vm.workdir import Workdir
 
 #: Seconds until QEMU greets; it loads the kernel first.
 START_SECONDS: Final = 30.0
+#: A QEMU that does not stop its vCPUs within this is replaced.
+REWIND_SECONDS: Final = 2.0
 _QUIT_SECONDS: Final = 1.0
 #: QEMU sends the event before it ends; only our own thread may not have read it yet.
 _EVENT_SECONDS: Final = 0.5
@@ -68,6 +72,7 @@ class Machine:
         *,
         keep: bool = False,
         accelerator: AcceleratorVerdict | None = None,
+        snapshot: Snapshot | None = None,
     ) -> None:
         """Prepares a machine; entering the with block starts it.
 
@@ -76,8 +81,12 @@ class Machine:
             workdir: folder for ``console.log`` and ``qemu.log``; a private temporary one if None.
             keep: never remove the private folder.
             accelerator: a verdict known already; found out if None.
+            snapshot: start from this instead of from the kernel's first instruction. It has to be one of this
+                specification and accelerator, or QEMU refuses it.
         """
         self.spec = spec
+        self._snapshot = snapshot
+        self._lives = 0
         self._given_workdir = workdir
         self._keep = keep
         self._accelerator = accelerator
@@ -86,6 +95,9 @@ class Machine:
         self._stop_lock = threading.RLock()
         self._stop_depth = 0
         self._captured: bytes | None = None
+        self._rewindable = (
+            False  # whether this QEMU was started from the snapshot, which is what can be rewound
+        )
         self._it: Launched | None = None
         self._qmp: Qmp | None = None
         self._ram: GuestRam | None = None
@@ -99,6 +111,8 @@ class Machine:
             BadInput: the specification's files are missing or no kernel.
             HostLacks: a program, memory or a forced accelerator is missing.
             QemuRefused: QEMU did not take the command line; its own words are in the error.
+            SnapshotUnusable: the snapshot is damaged.
+            QmpRefused: the snapshot's state does not fit this machine.
         """
         if self._state is not MachineState.NEW:
             raise BadInput("a machine starts once", hint="make a new Machine from the same spec")
@@ -235,6 +249,71 @@ class Machine:
                 self._captured = capture_device_state(self.qmp)
             return self._captured
 
+    def save(self, folder: Path, *, facts: Mapping[str, str], memo: Mapping[str, Any]) -> None:
+        """Stores the machine as it is at this moment; it goes on afterwards.
+
+        Args:
+            folder: an existing one, empty.
+            facts: see `harness.vm.snapshot.write_snapshot`.
+            memo: likewise.
+
+        Raises:
+            QmpRefused: a device of this machine cannot save its state.
+            OSError: the disk is full, or read-only.
+        """
+        with self.stopped():
+            write_snapshot(folder, self.ram, save_state(self.qmp), facts=facts, memo=memo)
+
+    def restore(self, snapshot: Snapshot | None = None) -> bool:
+        """Puts the machine back to its snapshot: in the same QEMU while that lives, in a new one otherwise.
+
+        `ram`, `qmp`, `console` and the ports are to be looked up again afterwards: with another QEMU they are
+        other objects. What was on its way through a port from the guest is dropped; what was on its way to
+        the guest is not, and its receiver has to expect that. Nobody may use the machine in the meantime.
+
+        Args:
+            snapshot: another one than the machine was started with.
+
+        Returns:
+            Whether it is the same QEMU.
+
+        Raises:
+            BadInput: there is no snapshot, or the machine is stopped or closed.
+            SnapshotUnusable: it is damaged.
+            MachineFailure: the new QEMU does not start; nothing of the machine is left then.
+        """
+        self._require_open()
+        if self._stop_depth:
+            raise BadInput("a machine that stands still cannot be restored", hint="leave stopped() first")
+        same = snapshot is None or snapshot is self._snapshot
+        self._snapshot = snapshot or self._snapshot
+        if self._snapshot is None:
+            raise BadInput("this machine has no snapshot", hint="start it with one, or give one here")
+        if same and self._rewindable and self.state is MachineState.RUNNING:
+            with contextlib.suppress(MachineFailure):
+                self._rewind(self._snapshot)
+                return True
+        self.restart(self._snapshot)
+        return False
+
+    def restart(self, snapshot: Snapshot | None = None) -> None:
+        """Ends QEMU and starts another; what `restore` says of looking things up again is true here as well.
+
+        Args:
+            snapshot: start from this; None: boot.
+
+        Raises:
+            BadInput: the machine is stopped or closed.
+            SnapshotUnusable: the snapshot is damaged.
+            MachineFailure: the new QEMU does not start; nothing of the machine is left then.
+        """
+        self._require_open()
+        self._snapshot = snapshot
+        self._launched.process.end(grace=0)  # nothing in it is worth waiting for, and it may hang
+        self._stack.close()
+        self._set_aside_log()
+        self._launch()
+
     def describe(self) -> str:
         """One line for a report's header."""
         spec = self.spec
@@ -264,23 +343,58 @@ class Machine:
         return self._it
 
     def _start(self) -> None:
-        spec, stack = self.spec, self._stack
         self._qemu = find_qemu()
         if self._accelerator is None:
-            self._accelerator = choose_accelerator(spec, qemu=self._qemu)
+            self._accelerator = choose_accelerator(self.spec, qemu=self._qemu)
         self._folder = Workdir(self._given_workdir)
+        self._launch()
+
+    def _launch(self) -> None:
+        if self._qemu is None or self._folder is None:
+            raise self._not_started()
+        spec, stack, snapshot = self.spec, self._stack, self._snapshot
+        self._rewindable = False
         self._it = it = stack.enter_context(
-            launched(self._qemu, spec, self._accelerator.name, self._folder.path)
+            launched(
+                self._qemu,
+                spec,
+                self.accelerator.name,
+                self._folder.path,
+                state=None if snapshot is None else snapshot.state,
+            )
         )
         size = spec.memory_mib * MIB
         self._ram = GuestRam(it.ram, size, ram_ranges(spec.machine, size))
         stack.callback(self._ram.close)
+        if snapshot is not None:
+            snapshot.fill(self._ram)  # while QEMU starts on another core
         self._qmp = Qmp(it.qmp, check=self._on_lost, scene=it.scene, deadline=START_SECONDS)
         stack.callback(self._qmp.close)
         it.answered = True
         self._state = MachineState.RUNNING
         it.explain = self._explain_end
         stack.callback(self._end)
+        if snapshot is not None:
+            load_state(self._qmp)
+            self._qmp.execute("cont")
+            self._rewindable = True
+
+    def _rewind(self, snapshot: Snapshot) -> None:
+        self.qmp.execute("stop", timeout=REWIND_SECONDS)
+        snapshot.rewind(self.ram)
+        load_state(self.qmp)
+        # A port that could not send while we were not reading sends when we do: so this comes last.
+        for port in self._launched.ports.values():
+            _drain(port)
+        self._captured = None
+        self.qmp.execute("cont")
+
+    def _set_aside_log(self) -> None:
+        """Keep the console of the QEMU before: ``console.1.log`` is the first."""
+        log = self.workdir / CONSOLE_LOG
+        self._lives += 1
+        with contextlib.suppress(OSError):
+            log.rename(log.with_name(f"{log.stem}.{self._lives}{log.suffix}"))
 
     def _end(self) -> None:
         it = self._launched
@@ -332,3 +446,10 @@ class Machine:
     @staticmethod
     def _not_started() -> BadInput:
         return BadInput("the machine was not started", hint="use it as: with Machine(spec) as machine: ...")
+
+
+def _drain(sock: socket.socket) -> None:
+    """Drop what has arrived and was not read."""
+    with contextlib.suppress(OSError):
+        while sock.recv(1 << 18, socket.MSG_DONTWAIT):
+            pass
