@@ -9,8 +9,10 @@ from harness.errors import BadInput
 from harness.oracle.aliases import PhysRange
 from harness.oracle.memtype import MemoryType
 from harness.oracle.migration import parse_device_state
+from harness.oracle.pages import Buffer, Buffers, extents
+from harness.oracle.survey import Survey
 from harness.oracle.timing import Clock, Timing
-from harness.oracle.view import Buffer, Ram, View
+from harness.oracle.view import Ram, View
 
 
 class Target(Protocol):
@@ -90,6 +92,18 @@ class Oracle:
         """Return the PAT types of every alias of every page of *buf* (see `View.pat_types_of`)."""
         with self.frozen() as view:
             return view.pat_types_of(buf)
+
+    def survey(self, bufs: Buffers | Iterable[Buffer]) -> Survey:
+        """Look at thousands of buffers in one capture (see `View.survey`).
+
+        Args:
+            bufs: something with arrays of addresses and sizes, or any number of buffers.
+
+        Raises:
+            BadInput: addresses or sizes that cannot be.
+        """
+        with self.frozen() as view:
+            return view.survey(*extents(bufs))
 
     def physical_of(self, buf: Buffer) -> tuple[PhysRange, ...]:
         """Return where *buf* lies in guest physical memory (see `View.physical_of`)."""

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from harness.oracle import aliases, pagetypes, paging
 from harness.oracle.aliases import LeafTable, PhysRange
@@ -16,8 +16,12 @@ from harness.oracle.directmap import DirectMap, direct_leaves_over_ram, find_dir
 from harness.oracle.errors import OracleError, Unmapped, ViewExpired
 from harness.oracle.leaf import Leaf, typed_leaves, walked_leaf
 from harness.oracle.memtype import MemoryType, TypeRules
-from harness.oracle.paging import PAGE, U8, U64, PhysicalMemory, Tables, as_addresses
+from harness.oracle.pages import Buffer, Placed, Spans, extents
+from harness.oracle.pagetypes import joined, types_in
+from harness.oracle.paging import U8, U64, PhysicalMemory, Tables
+from harness.oracle.survey import Survey, survey_of
 from harness.oracle.timing import Clock
+from harness.oracle.translate import translate
 
 
 class Ram(PhysicalMemory, Protocol):
@@ -31,18 +35,6 @@ class Ram(PhysicalMemory, Protocol):
 
     def populated(self) -> Sequence[tuple[int, int]]:
         """Return guest physical start and length in bytes of what was ever touched, ascending."""
-
-
-class Buffer(Protocol):
-    """Anything with kernel memory: a descriptor, a driver's DMA block."""
-
-    @property
-    def address(self) -> int:
-        """Kernel virtual address of the first byte."""
-
-    @property
-    def storage(self) -> int:
-        """Bytes of memory from there on."""
 
 
 class View:
@@ -177,6 +169,26 @@ class View:
         rules = tuple(self._rules)
         return self._types(bufs, lambda slots, _: pagetypes.pat_types_of_pages(rules, slots))
 
+    def survey(self, address: ArrayLike, storage: ArrayLike) -> Survey:
+        """Look at thousands of buffers at once: where they are, all their aliases and the types of those.
+
+        One pass over all page tables serves any number of buffers. A buffer that is not mapped is a finding,
+        not an error.
+
+        Args:
+            address: virtual addresses of the first bytes; looked up as `walk` does.
+            storage: bytes from there on; one number for all or one each.
+
+        Returns:
+            A row per buffer in the same order; the survey outlives the view.
+
+        Raises:
+            BadInput: a negative number, a buffer beyond the last address, or more than 64 GiB of buffers.
+        """
+        with self._step("survey"):
+            spans = Spans.of(address, storage)
+            return survey_of(self._placed(spans), self._all, self._rules)
+
     def mtrr_type(self, pa: int) -> MemoryType:
         """Return the MTRR type of a physical address on the lowest-numbered vCPU."""
         self._check()
@@ -270,45 +282,14 @@ class View:
     def _types(self, bufs: Iterable[Buffer], masks_of: Callable[[U8, U64], U8]) -> list[set[MemoryType]]:
         """Return for each buffer the types that *masks_of* gives for its pages' PAT indices and numbers."""
         with self._step("types"):
-            pages, positions, lengths = self._pages_of(bufs)
-            masks = masks_of(pagetypes.pat_slots_of_pages(self._all, pages), pages)
-            return [
-                set(pagetypes.types_in(mask))
-                for mask in pagetypes.joined_per_group(masks, positions, lengths)
-            ]
+            placed = self._placed(Spans.of(*extents(bufs)))
+            if not placed.mapped.all():
+                missing = int(placed.spans.va[np.argmin(placed.mapped)])
+                self.physical_of(missing, 1)  # raises, and says at which level the walk ends
+            owner, pages = placed.owned
+            every, place = np.unique(pages, return_inverse=True)
+            masks = masks_of(pagetypes.pat_slots_of_pages(self._all, every), every)[place]
+            return [set(types_in(mask)) for mask in joined(masks, owner, len(placed.spans)).tolist()]
 
-    def _pages_of(self, bufs: Iterable[Buffer]) -> tuple[U64, NDArray[np.int64], list[int]]:
-        """Return all buffers' physical pages, each buffer's positions among them, and how many it has."""
-        spans = [_pages(buf.address, buf.storage) for buf in bufs]
-        lengths = [count for _, count in spans]
-        counts = np.array(lengths, dtype=np.int64)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        first = np.repeat(as_addresses([page for page, _ in spans]), counts)
-        physical = self._translate((first + within.astype(np.uint64)) * np.uint64(PAGE))
-        pages, positions = np.unique(physical // np.uint64(PAGE), return_inverse=True)
-        return pages, positions, lengths
-
-    def _translate(self, va: U64) -> U64:
-        """Translate many page addresses: kernel ones by the scan, whatever that lacks by walking."""
-        kernel = self._kernel
-        physical = np.zeros(len(va), dtype=np.uint64)
-        known = np.zeros(len(va), dtype=np.bool_)
-        if len(kernel):
-            place = np.searchsorted(kernel.va, va, side="right").astype(np.int64) - 1
-            before = np.maximum(place - 1, 0)
-            place = np.maximum(place, 0)
-            offset = va - kernel.va[place]  # wraps to something huge below the first leaf
-            several = (before != place) & (
-                kernel.va[before] == kernel.va[place]
-            )  # processes map it differently
-            known = (offset < kernel.size[place]) & ~several
-            physical = kernel.pa[place] + offset
-        for missing in np.flatnonzero(~known).tolist():
-            physical[missing] = self.physical_of(int(va[missing]), 1)[0].start
-        return physical
-
-
-def _pages(address: int, storage: int) -> tuple[int, int]:
-    """Return the number of the first page and how many pages the bytes touch."""
-    first = address // PAGE
-    return first, -(-(address + storage) // PAGE) - first if storage > 0 else 0
+    def _placed(self, spans: Spans) -> Placed:
+        return Placed(spans, translate(self._tables, self._roots, self.levels, spans.va))
