@@ -52,9 +52,7 @@ def bench_starts(lab: Lab) -> None:
         board.row(what, "s", ours, peer=peer.series("wall"), against=against, goal=goal, notes=notes)
     for peer, against, goal in ((delivered, _VMLINUZ, 0.30), (same, _SAME, 0.50)):
         series = peer.series("wall")
-        board.row(
-            _COLD, "s", cold.series("reply"), peer=series, against=against, goal=goal, notes=notes
-        )
+        board.row(_COLD, "s", cold.series("reply"), peer=series, against=against, goal=goal, notes=notes)
     for what, figure in ((_COMMAND, "wall"), ("its CPU time", "cpu")):
         series = delivered.series(figure)
         board.row(what, "s", whole.series(figure), peer=series, against=_VMLINUZ, notes=notes)

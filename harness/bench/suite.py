@@ -9,7 +9,8 @@ from harness.bench.boot import bench_boot
 from harness.bench.lab import Lab
 from harness.bench.looks import bench_looks
 from harness.bench.requests import bench_requests
-from harness.bench.starts import bench_starts
+from harness.bench.starts import bench_clean, bench_starts
+from harness.bench.whole import bench_contract, bench_workers
 from harness.errors import BadInput
 
 
@@ -31,10 +32,13 @@ class Bench:
 
 
 _ALL = (
-    Bench("start", "QEMU spawned to first reply, against virtme-ng", bench_starts),
+    Bench("start", "QEMU spawned to first reply: snapshot, cold boot, virtme-ng", bench_starts),
+    Bench("clean", "a clean guest for the next test, against a cold boot", bench_clean),
     Bench("rpc", "one request, against a raw echo in C on the same port", bench_requests),
-    Bench("boot", "where each millisecond of a start goes", bench_boot, usual=False),
     Bench("look", "a look at a buffer from outside, step by step", bench_looks),
+    Bench("contract", "the whole contract, from a snapshot and from a boot; a minute or two", bench_contract),
+    Bench("workers", "the same tests with two xdist workers and with one process", bench_workers),
+    Bench("boot", "where each millisecond of a start goes", bench_boot, usual=False),
 )
 
 BENCHES: Mapping[str, Bench] = {bench.name: bench for bench in _ALL}

@@ -62,7 +62,9 @@ def bench_workers(lab: Lab) -> None:
     """Measure a fixed set of guest tests in one process and with two workers of pytest-xdist."""
     two, one = (Side(f"{count} workers", partial(_tests, lab, count)) for count in (2, 1))
     clauses = len(catalogue().select(*_GROUPS))
-    note = f"{clauses} tests, each a clause of groups {', '.join(_GROUPS)}; pytest's own start and end included"
+    note = (
+        f"{clauses} tests, each a clause of groups {', '.join(_GROUPS)}; pytest's own start and end included"
+    )
     what = "tests per second with two xdist workers"
     ours, peer = two.series("rate"), one.series("rate")
     row = lab.board.row(

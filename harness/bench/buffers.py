@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: MIT
+"""Very many buffers: in one trip and one at a time, with the look from outside, and beside many others."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from harness.bench.lab import Lab
+from harness.bench.rounds import Measure, Side
+from harness.errors import GuestFailure
+from harness.iokit import Buffers, IOKit
+from harness.iokit.constants import kIODirectionInOut, kIOMapWriteCombineCache
+from harness.link import Guest
+from harness.oracle import Oracle
+from harness.oracle.memtype import MemoryType
+from harness.oracle.pagetypes import mask_of
+
+_ROUNDS = 7
+_WC = kIODirectionInOut | kIOMapWriteCombineCache
+_BYTES = 64 << 10
+_BATCH = 256
+_THOUSAND = 1000
+_SMALL_BYTES = 4096
+_LIVE = (10, 100, 1000, 10_000)
+_MORE = 100
+
+
+def bench_batches(lab: Lab) -> None:
+    """Measure making, asking and releasing buffers in batches beside one at a time."""
+    with Guest(lab.image, lab.machine) as guest, IOKit(guest) as iokit:
+        single = Side("one at a time", lambda _: lambda: _rate(_BATCH, lambda: _singly(iokit)))
+        batch = Side("batched", lambda _: lambda: _rate(_BATCH, lambda: _batched(iokit)))
+        what = "batched: create, getPhysicalSegment, release of 64 KiB WC buffers"
+        ours, peer = batch.series("rate"), single.series("rate")
+        lab.board.row(
+            what, "1/s", ours, peer=peer, against="one at a time", goal=8.0, more_is_better=True
+        ).notes.append(f"{_BATCH} buffers by round")
+        lab.measure("Batches", (batch, single), _ROUNDS)
+
+
+def bench_mass(lab: Lab) -> None:
+    """Measure buffers that are made, verified from outside and released, and what others cost them."""
+    with Guest(lab.image, lab.machine) as guest, IOKit(guest) as iokit:
+        oracle = Oracle(guest.machine)
+        proved = Side("a thousand", lambda _: lambda: _proved(iokit, oracle))
+        note = "64 KiB WC; every alias of every page is seen to be WC, one physical piece each"
+        what = f"{_THOUSAND} buffers made, verified from outside, released"
+        series = proved.series("rate")
+        lab.board.row(what, "1/s", series, goal=1000.0, more_is_better=True, notes=[note])
+        for step in ("create", "survey", "release"):
+            lab.board.row(f"  of it {step}", "ms", proved.series(step))
+        crowds = {live: Side(f"beside {live}", _beside(iokit, oracle, live)) for live in _LIVE}
+        least = crowds[_LIVE[0]]
+        for figure, text in (("each", "create, ask, release"), ("look", "survey of all, by buffer")):
+            for live in _LIVE[1:]:
+                ours, peer = crowds[live].series(figure), least.series(figure)
+                what = f"a 4 KiB WC buffer, {text}: {live} live ones"
+                lab.board.row(what, "us", ours, peer=peer, against=f"{_LIVE[0]} live ones")
+        lab.measure("Many buffers", (proved, *crowds.values()), _ROUNDS)
+
+
+def _rate(count: int, act: Callable[[], None]) -> dict[str, float]:
+    started = time.perf_counter()
+    act()
+    return {"rate": count / (time.perf_counter() - started)}
+
+
+def _singly(iokit: IOKit) -> None:
+    for _ in range(_BATCH):
+        buffer = iokit.withOptions(_WC, _BYTES)
+        if not buffer:
+            raise GuestFailure("the guest has no room for a buffer", observed=str(buffer))
+        buffer.getPhysicalSegment(0)
+        buffer.release()
+
+
+def _batched(iokit: IOKit) -> None:
+    buffers = _made(iokit, _BATCH, _BYTES)
+    buffers.getPhysicalSegment(0)
+    buffers.release()
+
+
+def _made(iokit: IOKit, count: int, size: int) -> Buffers:
+    buffers = iokit.batch(count).withOptions(_WC, size)
+    if not buffers.made.all():
+        row = int((~buffers.made).argmax())
+        raise GuestFailure(f"the guest has no room for {count} buffers", observed=buffers.reason(row))
+    return buffers
+
+
+def _proved(iokit: IOKit, oracle: Oracle) -> dict[str, float]:
+    moments = [time.perf_counter()]
+    buffers = _made(iokit, _THOUSAND, _BYTES)
+    moments.append(time.perf_counter())
+    rows = oracle.survey(buffers).rows
+    moments.append(time.perf_counter())
+    buffers.release()
+    moments.append(time.perf_counter())
+    right = (rows["effective"] == mask_of([MemoryType.WC])) & (rows["pieces"] == 1) & rows["mapped"]
+    if not right.all():
+        raise GuestFailure("a buffer is not what it should be", observed=str(rows[~right][0]))
+    steps = zip(("create", "survey", "release"), moments, moments[1:], strict=False)
+    figures = {name: (end - start) * 1000 for name, start, end in steps}
+    return figures | {"rate": _THOUSAND / (moments[-1] - moments[0])}
+
+
+def _beside(iokit: IOKit, oracle: Oracle, live: int) -> Callable[[ExitStack], Measure]:
+    """What a buffer costs while ``live`` others exist; they are made and released around each round."""
+
+    def measure() -> dict[str, float]:
+        with _made(iokit, live, _SMALL_BYTES) as others:
+            started = time.perf_counter()
+            more = _made(iokit, _MORE, _SMALL_BYTES)
+            more.getPhysicalSegment(0)
+            more.release()
+            each = (time.perf_counter() - started) / _MORE
+            started = time.perf_counter()
+            oracle.survey(others)
+            look = (time.perf_counter() - started) / live
+        return {"each": each * 1e6, "look": look * 1e6}
+
+    return lambda _: measure
