@@ -17,6 +17,7 @@ from harness.link.memory import PROT_READ, PROT_WRITE, Stage, UserMemory, map_me
 from harness.link.syscalls import Buffer, In, InOut, Nr, Out, SyscallResult, cstring
 
 _CHUNK = 512 * 1024
+_FIRST_CHUNK = 8 * 1024
 
 
 @dataclass(frozen=True)
@@ -148,12 +149,15 @@ class Process:
         """The whole contents of a file of the guest; works for /proc and /sys."""
         fd = self.open(path, os.O_RDONLY)
         parts: list[bytes] = []
+        room = _FIRST_CHUNK  # all of the room comes back with the reply, used or not
         try:
             while True:
-                result = self.syscall(Nr.READ, fd, Out(_CHUNK), _CHUNK, what=f"read {path}")
+                result = self.syscall(Nr.READ, fd, Out(room), room, what=f"read {path}")
                 if result.value == 0:
                     return b"".join(parts)
                 parts.append(result.outputs[0][: result.value])
+                if result.value == room:
+                    room = min(room * 8, _CHUNK)
         finally:
             self.close(fd)
 
