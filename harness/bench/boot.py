@@ -3,26 +3,20 @@
 
 import dataclasses
 import os
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from harness.bench import kernel_log
 from harness.bench.board import Breakdown
 from harness.bench.lab import Lab
+from harness.bench.restore import bench_restore
+from harness.bench.watched import SECONDS, Stopwatch, Watched, spec_of, watched
 from harness.errors import GuestFailure
 from harness.images import GuestImage
-from harness.link import Guest, In, Link, Nr, Out, cstring
-from harness.vm import MachineSpec, Qmp, choose_accelerator, find_qemu
-from harness.vm.launch import Launched, launched
+from harness.link import In, Link, Nr, Out, cstring
+from harness.vm import MachineSpec
 
 _ROUNDS = 5
 _TRACED_ROUNDS = 3
 _TOP = 12
-_SECONDS = 120.0
 _SYSLOG, _SYSLOG_READ_ALL = 103, 3  # arch/x86/entry/syscalls/syscall_64.tbl; syslog(2)
 _MARK = b"iobmd bench\n"  # without the end of the line the record stays open and unread
 _LOG_BYTES = 768 << 10
@@ -35,8 +29,14 @@ _TRACED = (
 
 
 def bench_boot(lab: Lab) -> None:
+    """Take every kind of start apart."""
+    bench_cold_boot(lab)
+    bench_restore(lab)
+
+
+def bench_cold_boot(lab: Lab) -> None:
     """Take a cold boot apart, and name the slowest initcalls by a second boot that traces them."""
-    spec = _spec(lab)
+    spec = spec_of(lab)
     parts = lab.board.breakdown(f"cold boot of {lab.image.kernel.release}, to the first reply")
     parts.notes.append(
         "host's clock to the greeting and at the reply; between them the log's clock, "
@@ -62,57 +62,17 @@ def bench_boot(lab: Lab) -> None:
     )
 
 
-@dataclass
-class _Started:
-    """A machine that is being watched from its first moment.
-
-    Attributes:
-        it: the process and what belongs to it.
-        zero: when it all began, on the monotonic clock.
-        marks: seconds from then, by the stretch that ended.
-    """
-
-    it: Launched
-    zero: float
-    marks: dict[str, float]
-
-    def now(self) -> float:
-        """Seconds since the beginning."""
-        return time.monotonic() - self.zero
-
-
-def _spec(lab: Lab) -> MachineSpec:
-    """The machine a guest of these options gets, its ports included."""
-    with Guest(lab.image, lab.machine) as guest:
-        lab.board.facts["qemu"] = guest.machine.qemu_version
-        return guest.machine.spec
-
-
-@contextmanager
-def _started(spec: MachineSpec) -> Iterator[_Started]:
-    """What `Machine` does when it starts, with a look at the clock after each step."""
-    qemu, accelerator = find_qemu(), choose_accelerator(spec).name
-    with TemporaryDirectory(prefix="iobmd-bench-") as folder, ExitStack() as stack:
-        zero = time.monotonic()
-        it = stack.enter_context(launched(qemu, spec, accelerator, Path(folder)))
-        marks = {"RAM file, sockets, fork": time.monotonic() - zero}
-        qmp = Qmp(it.qmp, check=it.check_ended, scene=it.scene, deadline=_SECONDS)
-        stack.callback(qmp.close)
-        it.answered = True
-        marks["exec, QEMU's own start to its greeting"] = time.monotonic() - zero
-        yield _Started(it, zero, marks)
-
-
-def _link(started: _Started, spec: MachineSpec, image: GuestImage) -> Link:
-    link = Link(started.it.ports[spec.ports[0]], image.link_layouts, started.it.check)
-    link.hello(_SECONDS)
+def _link(started: Watched, spec: MachineSpec, image: GuestImage) -> Link:
+    it = started.launched
+    link = Link(it.ports[spec.ports[0]], image.link_layouts, it.check)
+    link.hello(SECONDS)
     return link
 
 
-def _log_of(link: Link, started: _Started) -> tuple[tuple[kernel_log.Line, ...], float]:
+def _log_of(link: Link, watch: Stopwatch) -> tuple[tuple[kernel_log.Line, ...], float]:
     """The kernel's log, and the moment its clock was zero, in seconds since the start."""
     device = link.syscall(Nr.OPEN, cstring("/dev/kmsg"), os.O_WRONLY).value
-    said = started.now()
+    said = watch.now()
     link.syscall(Nr.WRITE, device, In(_MARK), len(_MARK))
     result = link.syscall(_SYSLOG, _SYSLOG_READ_ALL, Out(_LOG_BYTES), _LOG_BYTES)
     log = kernel_log.lines(result.outputs[0][: result.value].decode(errors="replace"))
@@ -127,26 +87,28 @@ def _log_of(link: Link, started: _Started) -> tuple[tuple[kernel_log.Line, ...],
 
 def _boot_in_parts(spec: MachineSpec, image: GuestImage) -> dict[str, float]:
     """Milliseconds of each stretch of one boot, in order."""
-    with _started(spec) as started:
+    with watched(spec) as started:
+        watch = started.watch
         link = _link(started, spec, image)
-        replied = started.now()
-        log, zero = _log_of(link, started)
-    ends = started.marks
+        replied = watch.now()
+        log, zero = _log_of(link, watch)
+    ends = watch.ends
     ends["firmware, loading, kernel's first steps to its clock"] = zero
     ends |= {name: zero + seconds for name, seconds in kernel_log.marks(log).items()}
     ends["agent: iobmd.ko, port, first reply"] = replied
-    return kernel_log.stretches(ends.items())
+    return watch.stretches()
 
 
 def _traced_boot(spec: MachineSpec, image: GuestImage) -> dict[str, float]:
     """Milliseconds of what only a boot that is slowed down can show."""
-    with _started(dataclasses.replace(spec, cmdline=(*spec.cmdline, *_TRACED))) as started:
-        started.it.console.wait_output(_SECONDS)
-        first_byte = started.now()
+    with watched(dataclasses.replace(spec, cmdline=(*spec.cmdline, *_TRACED))) as started:
+        watch = started.watch
+        started.launched.console.wait_output(SECONDS)
+        first_byte = watch.now()
         link = _link(started, spec, image)
-        whole = started.now()
-        log, zero = _log_of(link, started)
-    greeting = list(started.marks.values())[-1]
+        whole = watch.now()
+        log, zero = _log_of(link, watch)
+    greeting = list(watch.ends.values())[-1]
     seen = {
         "whole boot with tracing": whole * 1000,
         "firmware and loading: greeting to the kernel's first byte": (first_byte - greeting) * 1000,

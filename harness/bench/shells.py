@@ -6,8 +6,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from statistics import median
 
-import paramiko
-
 from harness.bench import guest_agent, serial
 from harness.bench.lab import Lab
 from harness.bench.rounds import Measure, Side, timings_of
@@ -46,6 +44,8 @@ def _side(name: str, count: int, prepare: Callable[[ExitStack], Callable[[], obj
 
 
 def _by_ssh(guest: Guest) -> Callable[[], None]:
+    import paramiko  # noqa: PLC0415 - takes a fifth of a second, and only this peer wants it
+
     transport = guest.ssh.transport
 
     def run() -> None:
