@@ -2,8 +2,9 @@
 """The agent peer: qemu-guest-agent out of its Debian package, in the same guest, on a port of its own."""
 
 import json
+import os
 import shlex
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harness.errors import GuestFailure, HarnessError
@@ -18,6 +19,8 @@ PORT_NAME = "org.qemu.guest_agent.0"
 _PACKAGE = "qemu-guest-agent"
 _PROGRAM = "/usr/sbin/qemu-ga"
 _FOLLOW = r"lib|zlib1g$"
+_ROOT = "/opt/qemu-ga"
+"""Its libraries lie apart: to overwrite those of a running SSH server would end that."""
 _PORTS = "/sys/class/virtio-ports"
 _START_SECONDS = 30.0
 _LOG = "/tmp/qemu-ga.log"  # noqa: S108 - the guest's, and nobody else lives there
@@ -37,10 +40,13 @@ class GuestAgent:
     """
 
     def __init__(self, guest: Guest, progress: Progress) -> None:
-        for path, source, mode in _files(progress):
-            _push(guest, path, source.read_bytes(), mode)
-        device = _device(guest)
-        argv = [_PROGRAM, "--method=virtio-serial", f"--path={device}", "--statedir=/tmp"]
+        files = _files(progress)
+        for path, source, mode in files:
+            _push(guest, f"{_ROOT}{path}", source.read_bytes(), mode)
+        loader = next(f"{_ROOT}{path}" for path, _, _ in files if PurePosixPath(path).name.startswith("ld-"))
+        libraries = sorted({f"{_ROOT}{PurePosixPath(path).parent}" for path, _, _ in files})
+        argv = [loader, "--library-path", ":".join(libraries), f"{_ROOT}{_PROGRAM}"]
+        argv += ["--method=virtio-serial", f"--path={_device(guest)}", "--statedir=/tmp"]
         self._program = guest.spawn([*argv, "--pidfile=/tmp/qemu-ga.pid"], log=_LOG)
         self._port = guest.machine.port(PORT_NAME)
         self._rest = b""
@@ -90,9 +96,12 @@ def _push(guest: Guest, path: str, data: bytes, mode: int) -> None:
     at = ""
     for part in path.split("/")[1:-1]:
         at += f"/{part}"
-        guest.link.syscall(Nr.MKDIR, cstring(at), 0o755)  # most of them exist
-    guest.write_file(path, data)
-    guest.syscall(Nr.CHMOD, cstring(path), mode, what=f"chmod {path}")
+        guest.link.syscall(Nr.MKDIR, cstring(at), 0o755)  # most exist; one that fails shows at the file
+    fd = guest.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        guest.write_all(fd, data, path)
+    finally:
+        guest.close(fd)
 
 
 def _device(guest: Guest) -> str:

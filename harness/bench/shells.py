@@ -15,6 +15,7 @@ from harness.link import Guest
 _ROUNDS = 15
 _PINGS = 50
 _COMMANDS = 5
+_SECONDS = 30.0
 
 
 def bench_shells(lab: Lab) -> None:
@@ -50,13 +51,14 @@ def _by_ssh(guest: Guest) -> Callable[[], None]:
 
     def run() -> None:
         try:
-            with transport.open_session() as channel:
+            with transport.open_session(timeout=_SECONDS) as channel:
                 channel.exec_command("true")
-                status = channel.recv_exit_status()
+                ended = channel.status_event.wait(_SECONDS)
+                status = channel.exit_status if ended else None
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise GuestFailure("the SSH session broke", observed=str(error)) from error
-        if status:
-            raise GuestFailure(f"`true` ended with {status}")
+        if status != 0:
+            raise GuestFailure("`true` did not succeed over SSH", observed=f"exit status {status}")
 
     return run
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from harness.bench.boot import bench_boot
+from harness.bench.buffers import bench_batches, bench_mass
 from harness.bench.lab import Lab
 from harness.bench.looks import bench_looks
 from harness.bench.requests import bench_requests
+from harness.bench.shells import bench_shells
 from harness.bench.starts import bench_clean, bench_starts
 from harness.bench.whole import bench_contract, bench_workers
 from harness.errors import BadInput
@@ -35,6 +37,9 @@ _ALL = (
     Bench("start", "QEMU spawned to first reply: snapshot, cold boot, virtme-ng", bench_starts),
     Bench("clean", "a clean guest for the next test, against a cold boot", bench_clean),
     Bench("rpc", "one request, against a raw echo in C on the same port", bench_requests),
+    Bench("ways", "one request, against SSH, a shell on the console and qemu-guest-agent", bench_shells),
+    Bench("batch", "buffers made, asked and released in one trip, against one at a time", bench_batches),
+    Bench("mass", "a thousand buffers verified from outside; a buffer beside 10 to 10 000", bench_mass),
     Bench("look", "a look at a buffer from outside, step by step", bench_looks),
     Bench("contract", "the whole contract, from a snapshot and from a boot; a minute or two", bench_contract),
     Bench("workers", "the same tests with two xdist workers and with one process", bench_workers),
