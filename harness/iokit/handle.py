@@ -56,9 +56,14 @@ class Handle:
             raise BadInput(f"{self.label} was released", hint="keep the object alive while it is used")
         return self._fd
 
+    def detach(self) -> int | None:
+        """Its descriptor, which is the caller's to close now; None if it was closed."""
+        fd, self._fd = self._fd, None
+        return fd
+
     def close(self) -> None:
         """Close it; nothing happens the second time, or when the process is gone and its files with it."""
-        fd, self._fd = self._fd, None
+        fd = self.detach()
         if fd is not None:
             with contextlib.suppress(PeerDied):
                 self.process.close(fd)

@@ -136,11 +136,12 @@ class Batch:
 
     # -- doing it -------------------------------------------------------------------------------------------
 
-    def run(self, *, stop: bool = False) -> None:
+    def run(self, *, stop: bool = False, timeout: float | None = None) -> None:
         """Make the calls of every row, and fill `values`, `answered` and the columns.
 
         Args:
             stop: make no more calls once one has failed with an errno; only one frame is in flight then.
+            timeout: seconds for one frame, where it is not to be the batch's.
 
         Raises:
             RequestTimedOut: a frame was not answered in time; calling again waits once more.
@@ -162,7 +163,21 @@ class Batch:
                 flying.append(self._frames[-1])
             if not flying:
                 return
-            self._land(flying[0])
+            self._land(flying[0], self._timeout if timeout is None else timeout)
+
+    def settle(self, timeout: float | None = None) -> None:
+        """Start no more rows, and wait for those under way; frames the agent says no to count as answered.
+
+        Raises:
+            GuestFailure: as for `run`; whatever is still under way can be waited for again.
+        """
+        self.halt()
+        while left := [frame for frame in self._frames if frame.pending.sent and not frame.landed]:
+            try:
+                self.run(timeout=timeout)
+            except (ChannelBroken, RequestRejected):
+                if not any(frame.landed for frame in left):
+                    raise
 
     def halt(self) -> None:
         """Start no more rows: `run` waits for those under way, and then it is done."""
@@ -290,10 +305,10 @@ class Batch:
                     one["args"][:, place] = column[start:stop] if isinstance(column, np.ndarray) else column
         return records
 
-    def _land(self, frame: _Frame) -> None:
+    def _land(self, frame: _Frame, timeout: float) -> None:
         """Wait for a frame and take its answer in; the request is never given up, only its rows are late."""
         try:
-            payload = frame.pending.wait(self._timeout, keep=True).payload
+            payload = frame.pending.wait(timeout, keep=True).payload
         except (ChannelBroken, RequestRejected):
             frame.landed = frame.pending.done  # after anything else the answer may still come
             raise
