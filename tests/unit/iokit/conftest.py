@@ -118,9 +118,9 @@ class FakeLink:
 
     def one(self, call, arena):
         args = list(call["args"])
-        for place, at in enumerate(call["args"]):
-            if call["load_args"] >> place & 1:
-                args[place] = int.from_bytes(arena[at : at + 4], "little", signed=True)
+        for index, at in enumerate(call["args"]):
+            if call["load_args"] >> index & 1:
+                args[index] = int.from_bytes(arena[at : at + 4], "little", signed=True)
         try:
             if call["number"] == Nr.CLOSE:
                 self.process.close(args[0])
