@@ -39,6 +39,7 @@ class RowHandle(Handle):
         super().__init__(buffers.session.process, _NO_FD, buffers.session.layouts, buffers.label(row))
         self._buffers = buffers
         self._row = row
+        self._generation = buffers.generation
 
     @property
     def open(self) -> bool:
@@ -69,6 +70,7 @@ class Buffers:
 
     Attributes:
         session: the `harness.iokit.IOKit` that owns them.
+        generation: of the session's process when they were made.
         made: which of them are buffers; the others are NULL.
         errno: beside a NULL the errno that explains it, else 0.
         address: kernel virtual address of the first byte, 0 if it has none: where an observer should start.
@@ -81,6 +83,7 @@ class Buffers:
         """Take over ``iobmd_create`` and ``iobmd_description`` records as factory calls left them."""
         self.session = session
         self.label = label
+        self.generation = session.process.generation
         self._reasons = records["reason"]
         self._fds: NDArray[np.int32] = records["fd"]  # not a copy: see Custody.making
         self.made: NDArray[np.bool_] = self._fds >= 0
@@ -180,6 +183,8 @@ class Buffers:
 
     def release(self) -> None:
         """Give all of them back (clause A13); a second call does nothing."""
+        if self._stale:
+            self._fds[:] = _NO_FD  # a restored guest has none of them
         self.session.close_rows(self._fds, self.living)
         self.session.forget(self)
 
@@ -218,6 +223,10 @@ class Buffers:
 
     # -- plumbing -------------------------------------------------------------------------------------------
 
+    @property
+    def _stale(self) -> bool:
+        return self.session.process.generation != self.generation
+
     def _object(self, row: int) -> IOBufferMemoryDescriptor | Null:
         if not self.made[row]:
             return Null(self.label(row), int(self.errno[row]), self.reason(row))
@@ -242,6 +251,8 @@ class Buffers:
 
     def _ask(self, name: str, records: NDArray[Any]) -> NDArray[Any]:
         """Issue an ioctl on every buffer; *records* afterwards, zeros where the row is NULL."""
+        if self._stale:
+            raise BadInput(f"{self!r}: the guest was restored since", hint="make new ones after a restore")
         gone = np.flatnonzero(self.made & (self._fds < 0))
         if gone.size:
             row = int(gone[0])

@@ -29,12 +29,15 @@ _NO_FD: Final = -1
 @dataclass(frozen=True, eq=False)
 class _Making:
     process: Process
+    generation: int
     batch: Calls
     fds: NDArray[np.int32]  # the very array the new owner will have
 
 
 @dataclass(frozen=True, eq=False)
 class _Closing:
+    process: Process
+    generation: int
     batch: Calls
     disown: Callable[[], object]
 
@@ -55,7 +58,7 @@ class Custody:
             batch: the calls.
             fds: where the descriptors arrive, -1 for none; the owner to be keeps this very array.
         """
-        entry = _Making(process, batch, fds)
+        entry = _Making(process, process.generation, batch, fds)
         self._making.append(entry)
         try:
             yield
@@ -81,7 +84,9 @@ class Custody:
         self._finish_closing()
         by_process: dict[int, list[Handle]] = {}
         for handle in handles:
-            if handle.open:
+            if handle.stale:
+                handle.detach()
+            elif handle.open:
                 by_process.setdefault(id(handle.process), []).append(handle)
         for group in by_process.values():
             numbers = np.array([handle.fd for handle in group], np.int32)
@@ -99,15 +104,16 @@ class Custody:
         self._finish_closing(timeout)
         for entry in list(self._making):
             with suppress(PeerDied):
-                entry.batch.settle(timeout)
-                made = np.flatnonzero(entry.batch.answered & (entry.fds >= 0))
-                self.close_rows(entry.process, entry.fds, made)
+                if entry.process.generation == entry.generation:
+                    entry.batch.settle(timeout)
+                    made = np.flatnonzero(entry.batch.answered & (entry.fds >= 0))
+                    self.close_rows(entry.process, entry.fds, made)
             self._making.remove(entry)
 
     def _close(self, process: Process, numbers: NDArray[np.int32], disown: Callable[[], object]) -> None:
         batch = process.batch(len(numbers))
         batch.call(Nr.CLOSE, numbers, what="close")
-        self._closing.append(_Closing(batch, disown))
+        self._closing.append(_Closing(process, process.generation, batch, disown))
         self._finish_closing()
         batch.check()
 
@@ -115,7 +121,8 @@ class Custody:
         for entry in list(self._closing):
             entry.disown()
             with suppress(PeerDied):
-                entry.batch.run(timeout=timeout)
+                if entry.process.generation == entry.generation:
+                    entry.batch.run(timeout=timeout)
             self._closing.remove(entry)
 
 

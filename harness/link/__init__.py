@@ -7,6 +7,7 @@ from harness.link.errors import (
     ChannelBroken,
     GuestBusy,
     GuestOSError,
+    NotRestored,
     RequestMalformed,
     RequestRefused,
     RequestRejected,
@@ -19,6 +20,7 @@ from harness.link.link import Hello, Link, Pending, PendingCall, Reply
 from harness.link.memory import PROT_NONE, PROT_READ, PROT_WRITE, UserMemory
 from harness.link.peer import Peer, PeerDied, PeerNotStarted
 from harness.link.process import IoctlResult, PendingIoctl, Process
+from harness.link.start import Start, StartKind
 from harness.link.syscalls import In, InOut, Nr, Out, SyscallResult, cstring
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "IoctlResult",
     "Link",
     "Loaded",
+    "NotRestored",
     "Nr",
     "Out",
     "Peer",
@@ -53,6 +56,8 @@ __all__ = [
     "RequestRejected",
     "RequestTimedOut",
     "RequestTooBig",
+    "Start",
+    "StartKind",
     "SyscallResult",
     "UnknownOperation",
     "UserMemory",

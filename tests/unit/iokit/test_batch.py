@@ -380,3 +380,24 @@ def test_a_descriptor_closed_behind_ones_back_is_told_after_the_others_are_close
     with pytest.raises(GuestOSError, match=r"row 4 of 20: close: Bad file"):
         buffers.release()
     assert module.live == 0
+
+
+def test_after_a_restore_there_is_nothing_to_close(process, module):
+    """The numbers belong to somebody else by then."""
+    iokit = IOKit(process)
+    buffers = iokit.batch(3).withOptions(3, 100)
+    single = iokit.withOptions(3, 100)
+    seen = buffers[0]
+    Interruption(process.link, KeyboardInterrupt(), first=1, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        iokit.batch(3).withOptions(3, 100)
+    process.generation += 1
+    files = dict(process.files)
+    for gone in (seen.getLength, buffers[1].getLength, buffers.getLength, single.getLength):
+        with pytest.raises(BadInput, match="restored"):
+            gone()
+    buffers[2].release()
+    buffers.release()
+    iokit.close()
+    assert process.files == files
+    assert module.live >= 4
