@@ -115,7 +115,8 @@ class Custody:
         batch.call(Nr.CLOSE, numbers, what="close")
         self._closing.append(_Closing(process, process.generation, batch, disown))
         self._finish_closing()
-        batch.check()
+        if batch.answered.all():  # else the process has ended, and its files with it
+            batch.check()
 
     def _finish_closing(self, timeout: float | None = None) -> None:
         for entry in list(self._closing):

@@ -13,7 +13,7 @@ rows of one frame are executed in order, those of two frames may overlap.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +23,7 @@ from numpy.typing import DTypeLike, NDArray
 from harness.errors import BadInput
 from harness.link.columns import ALIGN, Arena, Column, Loaded, Records, Way
 from harness.link.errors import ChannelBroken, GuestOSError, RequestRejected
+from harness.link.interrupts import Deferred
 from harness.link.link import rejection
 from harness.link.syscalls import Nr
 
@@ -152,18 +153,11 @@ class Batch:
             BadInput: a single row exceeds a frame.
         """
         self._begin(stop)
-        while True:
-            flying = [frame for frame in self._frames if not frame.landed]
-            for frame in flying:
-                if not (frame.pending.sent or self._halted):
-                    frame.pending.send()  # an interruption came between
-            if self._halted:
-                flying = [frame for frame in flying if frame.pending.sent]
-            while len(flying) < (1 if stop else _AHEAD) and self._send_next():
-                flying.append(self._frames[-1])
-            if not flying:
-                return
-            self._land(flying[0], self._timeout if timeout is None else timeout)
+        seconds = self._timeout if timeout is None else timeout
+        with Deferred() as interrupts:
+            while flying := self._keep_flying(1 if stop else _AHEAD):
+                interrupts.check()
+                self._land(flying[0], seconds, interrupts.check)
 
     def settle(self, timeout: float | None = None) -> None:
         """Start no more rows, and wait for those under way; frames the agent says no to count as answered.
@@ -259,9 +253,20 @@ class Batch:
 
     # -- frames ---------------------------------------------------------------------------------------------
 
+    def _keep_flying(self, ahead: int) -> list[_Frame]:
+        """Start as many frames as may be in flight; those that are, oldest first."""
+        flying = [frame for frame in self._frames if not frame.landed]
+        if self._halted:
+            return [frame for frame in flying if frame.pending.sent]
+        for frame in flying:
+            frame.pending.send()
+        while len(flying) < ahead and self._send_next():
+            flying.append(self._frames[-1])
+        return flying
+
     def _send_next(self) -> bool:
         start = self._frames[-1].stop if self._frames else 0
-        if start == self.rows or self._halted:
+        if start == self.rows:
             return False
         stop = min(start + self._per_frame, self.rows)
         what = f"{self._calls[0].what} and so on, rows {start} to {stop - 1} of {self.rows}"
@@ -305,10 +310,10 @@ class Batch:
                     one["args"][:, place] = column[start:stop] if isinstance(column, np.ndarray) else column
         return records
 
-    def _land(self, frame: _Frame, timeout: float) -> None:
+    def _land(self, frame: _Frame, timeout: float, pause: Callable[[], None]) -> None:
         """Wait for a frame and take its answer in; the request is never given up, only its rows are late."""
         try:
-            payload = frame.pending.wait(timeout, keep=True).payload
+            payload = frame.pending.wait(timeout, pause).payload
         except (ChannelBroken, RequestRejected):
             frame.landed = frame.pending.done  # after anything else the answer may still come
             raise

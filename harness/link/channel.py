@@ -139,13 +139,14 @@ class Channel:
             finally:
                 self._sleeping -= 1
 
-    def wait(self, flight: Flight, timeout: float, keep: bool = False) -> None:
+    def wait(self, flight: Flight, timeout: float, pause: Callable[[], None] | None = None) -> None:
         """Move bytes until the flight is settled, the stream has ended or ``timeout`` seconds are over.
 
         Args:
             flight: a launched request.
             timeout: seconds.
-            keep: do not give the request up when it has no reply by then: it will be waited for again.
+            pause: called now and then, where it may raise.  With it the request is not given up when it has
+                no reply by then: it will be waited for again.
 
         Raises:
             GuestFailure: whatever ``check`` raises; the request is given up.
@@ -158,20 +159,22 @@ class Channel:
                     if left <= 0:
                         return
                     if not self._pumping:
-                        self._pump(flight, deadline)
+                        self._pump(flight, deadline, pause)
                     elif flight.unsent:
                         self._help_writing(left)
                     else:
                         self._sleeping += 1
                         try:
-                            self._turn.wait(left)
+                            self._turn.wait(min(left, _CHECK_SECONDS) if pause else left)
                         finally:
                             self._sleeping -= 1
+                        if pause:
+                            pause()
             finally:
-                if not flight.settled and not keep:
+                if not flight.settled and pause is None:
                     self._forget(flight)
 
-    def _pump(self, flight: Flight, deadline: float) -> None:
+    def _pump(self, flight: Flight, deadline: float, pause: Callable[[], None] | None) -> None:
         """Move bytes for everybody until ``flight`` is settled.  Lock held, but not while waiting."""
         self._pumping = True
         try:
@@ -181,6 +184,8 @@ class Channel:
                     return
                 self._lock.release()
                 try:
+                    if pause:
+                        pause()
                     if now - self._checked >= _CHECK_SECONDS:
                         self._check()
                         self._checked = now

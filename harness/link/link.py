@@ -119,26 +119,26 @@ class Pending:
         """Start it; never blocks, and does nothing the second time."""
         self._link._channel.launch(self._flight)
 
-    def wait(self, timeout: float, keep: bool = False) -> Reply:
+    def wait(self, timeout: float, pause: Callable[[], None] | None = None) -> Reply:
         """The reply.
 
         Args:
             timeout: seconds from now.  Before a time-out is reported the agent is asked for a sign of life,
                 which may take one second more.
-            keep: after a time-out or an interruption the request is not given up: a reply that comes later is
-                there at the next `wait`.
+            pause: called now and then, where it may raise.  With it the request is not given up after a
+                time-out or an interruption: a reply that comes later is there at the next `wait`.
 
         Raises:
-            RequestTimedOut: no reply in time; one that comes later is dropped, unless *keep* was asked for.
+            RequestTimedOut: no reply in time; one that comes later is dropped, unless there is a *pause*.
             ChannelBroken: noise on the channel while this was in flight, or the other end closed.
             RequestRejected: the agent said no; the subclass says why.
             GuestFailure: whatever the link's ``check`` raises, within about 50 ms of its cause.
         """
         if self._error is None:
             try:
-                return self._link._outcome(self._flight, timeout, keep)
+                return self._link._outcome(self._flight, timeout, pause)
             except Exception as error:
-                if keep and isinstance(error, errors.RequestTimedOut):
+                if pause and isinstance(error, errors.RequestTimedOut):
                     raise
                 self._error = error
         raise self._error
@@ -312,8 +312,8 @@ class Link:
         """
         self._channel.retire(why)
 
-    def _outcome(self, flight: Flight, timeout: float, keep: bool) -> Reply:
-        self._channel.wait(flight, timeout, keep)
+    def _outcome(self, flight: Flight, timeout: float, pause: Callable[[], None] | None) -> Reply:
+        self._channel.wait(flight, timeout, pause)
         if flight.reply is not None:
             return self._accept(flight.reply, flight.what)
         if flight.settled:

@@ -77,9 +77,10 @@ class FakePending:
     def send(self) -> None:
         self.sent = True
 
-    def wait(self, _timeout, keep=False):
+    def wait(self, _timeout, pause=None):
         assert self.sent
-        assert keep, "what a frame makes would be lost"
+        assert pause is not None, "what a frame makes would be lost"
+        pause()
         if self.link.before_answer:
             self.link.before_answer(self)
         if self.reply is None:

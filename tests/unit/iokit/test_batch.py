@@ -12,7 +12,7 @@ import pytest
 from harness.errors import BadInput
 from harness.iokit import Buffers, Context, IOBufferMemoryDescriptor, IOKit, Null, NullDescriptorError, Task
 from harness.iokit import constants as k
-from harness.link import GuestOSError, RequestTimedOut
+from harness.link import GuestOSError, PeerDied, RequestTimedOut
 
 OUT = k.kIODirectionOut
 PAGEABLE = k.kIOMemoryPageable | k.kIODirectionInOut
@@ -372,6 +372,17 @@ def test_an_interrupted_end_of_a_session_can_be_repeated(process, module):
         iokit.close()
     iokit.close()
     assert (module.live, process.files) == (0, {})
+
+
+def test_the_end_of_the_process_closes_everything(process):
+    """As for single ones: nothing is said about descriptors that went with their process."""
+    iokit = IOKit(process)
+    buffers = iokit.batch(1000).withOptions(3, 100)
+    kept = iokit.batch(1000).withOptions(3, 100)
+    Interruption(process.link, PeerDied("killed"), first=2, times=100)
+    buffers.release()
+    iokit.close()
+    assert not kept.living.size
 
 
 def test_a_descriptor_closed_behind_ones_back_is_told_after_the_others_are_closed(iokit, process, module):
