@@ -119,7 +119,8 @@ class Survey:
     def leaves(self, number: int) -> tuple[Leaf, ...]:
         """Return every leaf that maps a byte of buffer *number*, as `View.aliases` of its memory does."""
         wanted = self.ranges(number)
-        return tuple(typed_leaves(self._leaves.take(self._leaves.touching(wanted)), self._rules, wanted))
+        mine = self._leaves.take(self._leaves.touching(wanted)).by_address()
+        return tuple(typed_leaves(mine, self._rules, wanted))
 
     def mismatches(self, **expected: Unpack[Expectations]) -> tuple[Mismatch, ...]:
         """Return how buffers differ from what is expected of them, by number; empty if nothing does.

@@ -4,37 +4,24 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from harness.oracle import aliases, pagetypes, paging
+from harness.oracle import pagetypes, paging
 from harness.oracle.aliases import LeafTable, PhysRange
 from harness.oracle.cpu import CpuState
-from harness.oracle.directmap import DirectMap, direct_leaves_over_ram, find_direct_map
+from harness.oracle.directmap import DirectMap, find_direct_map, odd_leaves
 from harness.oracle.errors import OracleError, Unmapped, ViewExpired
 from harness.oracle.leaf import Leaf, typed_leaves, walked_leaf
 from harness.oracle.memtype import MemoryType, TypeRules
 from harness.oracle.pages import Buffer, Placed, Spans, extents
 from harness.oracle.pagetypes import joined, types_in
-from harness.oracle.paging import U8, U64, PhysicalMemory, Tables
+from harness.oracle.paging import U8, U64, Tables
+from harness.oracle.recall import Ram, Recall
 from harness.oracle.survey import Survey, survey_of
 from harness.oracle.timing import Clock
 from harness.oracle.translate import translate
-
-
-class Ram(PhysicalMemory, Protocol):
-    """Guest RAM that can be read and written by guest physical address."""
-
-    def read(self, gpa: int, n: int, /) -> bytes:
-        """Return *n* bytes from *gpa*."""
-
-    def write(self, gpa: int, data: bytes, /) -> None:
-        """Store *data* at *gpa*."""
-
-    def populated(self) -> Sequence[tuple[int, int]]:
-        """Return guest physical start and length in bytes of what was ever touched, ascending."""
 
 
 class View:
@@ -47,8 +34,20 @@ class View:
         levels: levels of page tables in use, 4 or 5.
     """
 
-    def __init__(self, ram: Ram, cpus: Sequence[CpuState], clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        ram: Ram,
+        cpus: Sequence[CpuState],
+        clock: Clock | None = None,
+        recall: Recall | None = None,
+    ) -> None:
         """Prepare to read; nothing is scanned before it is asked for.
+
+        Args:
+            ram: the machine's RAM, as it is now.
+            cpus: registers of all vCPUs.
+            clock: where steps are timed.
+            recall: what earlier views of the same machine have left.
 
         Raises:
             NotLongMode: no vCPU pages in 64-bit mode. One that was never started is left out of everything.
@@ -58,6 +57,7 @@ class View:
         self.cpus = tuple(cpus)
         self._ram = ram
         self._clock = clock or Clock()
+        self._recall = recall or Recall()
         self._closed = False
         self._tables = Tables(ram)
         running = [cpu for cpu in cpus if cpu.paging] or list(cpus[:1])
@@ -76,7 +76,8 @@ class View:
         """End the view; `Oracle.frozen` does this before the guest goes on."""
         self._closed = True
         self._forget()
-        self.__dict__.pop("_tables", None)  # arrays over all RAM: they would keep it from being unmapped
+        for name in ("_tables", "_ram"):  # arrays over all RAM would keep it from being unmapped
+            self.__dict__.pop(name, None)
 
     @property
     def address_spaces(self) -> tuple[int, ...]:
@@ -141,7 +142,7 @@ class View:
         wanted = tuple(ranges)
         with self._step("aliases"):
             touching = self._all.take(self._all.touching(wanted))
-            return tuple(typed_leaves(touching, self._rules, wanted))
+            return tuple(typed_leaves(touching.by_address(), self._rules, wanted))
 
     def types_of(self, buf: Buffer) -> set[MemoryType]:
         """Return the effective types of every alias of every page of *buf*; one element when all agree.
@@ -211,9 +212,8 @@ class View:
         """
         with self._step("direct map"):
             ram = self._ram_ranges()
-            direct = direct_leaves_over_ram(self._kernel, self._direct_map, ram)
-            odd = self._kernel.take(direct[self._kernel.pat[direct] != 0])
-            return tuple(typed_leaves(odd, self._rules, ram))
+            odd = odd_leaves(self._all, self._direct_map, ram)
+            return tuple(typed_leaves(odd.by_address(), self._rules, ram))
 
     def read(self, pa: int, n: int) -> bytes:
         """Return *n* bytes of RAM from physical address *pa*.
@@ -243,7 +243,7 @@ class View:
         return self._clock.step(name)
 
     def _forget(self) -> None:
-        for name in ("_spaces", "_all", "_kernel", "_direct_map"):
+        for name in ("_spaces", "_all", "_direct_map"):
             self.__dict__.pop(name, None)
 
     def _ram_ranges(self) -> tuple[PhysRange, ...]:
@@ -252,20 +252,19 @@ class View:
     @cached_property
     def _all(self) -> LeafTable:
         with self._clock.step("scan"):
-            return aliases.scan(self._tables, self._spaces, self.levels, no_execute=self._no_execute)
+            scanner = self._recall.scanner
+            return scanner.scan(self._tables, self._spaces, self.levels, no_execute=self._no_execute)
 
     @cached_property
     def _spaces(self) -> tuple[int, ...]:
-        processes = paging.process_roots(self._tables, self._roots[0], self._ram.populated())
+        processes = self._recall.touched.search(
+            self._ram, lambda stretches: paging.process_roots(self._tables, self._roots[0], stretches)
+        )
         return tuple(dict.fromkeys(self._roots + processes))
 
     @cached_property
-    def _kernel(self) -> LeafTable:
-        return self._all.kernel_half()
-
-    @cached_property
     def _direct_map(self) -> DirectMap:
-        return find_direct_map(self._kernel, self._ram_ranges())
+        return find_direct_map(self._all, self._ram_ranges())
 
     def _walk(self, va: int, cr3: int | None) -> paging.Walk:
         roots = self._roots if cr3 is None else (paging.kernel_root(self._tables, cr3),)
