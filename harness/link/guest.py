@@ -64,6 +64,7 @@ class GuestOptions:
         boot_timeout: seconds from QEMU's start to the agent's first reply.
         operation_timeout: seconds for one system call.
         peer: give the guest the port that `Guest.peer` needs.
+        ports: further virtio-serial ports, by name; `Machine.port` has their host ends.
     """
 
     memory_mib: int = 512
@@ -76,6 +77,7 @@ class GuestOptions:
     boot_timeout: float = 60.0
     operation_timeout: float = 30.0
     peer: bool = True
+    ports: tuple[str, ...] = ()
 
 
 class Guest(Process):
@@ -278,6 +280,6 @@ class Guest(Process):
             machine=options.machine,
             cpu=options.cpu,
             accel=options.accel,
-            ports=(PORT_NAME, PEER_PORT_NAME) if options.peer else (PORT_NAME,),
+            ports=(PORT_NAME, *((PEER_PORT_NAME,) if options.peer else ()), *options.ports),
             devices=options.devices,
         )
