@@ -4,6 +4,7 @@
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from statistics import median
 
 from harness.bench.lab import Lab
@@ -17,6 +18,8 @@ from harness.oracle.memtype import MemoryType
 from harness.oracle.pagetypes import mask_of
 
 _ROUNDS = 7
+_MASS_ROUNDS = 15
+_FLAT = 1.2
 _WC = kIODirectionInOut | kIOMapWriteCombineCache
 _BYTES = 64 << 10
 _BATCH = 256
@@ -41,23 +44,22 @@ def bench_batches(lab: Lab) -> None:
 
 def bench_mass(lab: Lab) -> None:
     """Measure buffers that are made, verified from outside and released, and what others cost them."""
-    with Guest(lab.image, lab.machine) as guest, IOKit(guest) as iokit:
-        oracle = Oracle(guest.machine)
-        proved = Side("a thousand", lambda _: lambda: _proved(iokit, oracle))
-        note = "64 KiB WC; every alias of every page is seen to be WC, one physical piece each"
-        what = f"{_THOUSAND} buffers made, verified from outside, released"
-        series = proved.series("rate")
-        lab.board.row(what, "1/s", series, goal=1000.0, more_is_better=True, notes=[note])
-        for step in ("create", "survey", "release"):
-            lab.board.row(f"  of it {step}", "ms", proved.series(step))
-        crowds = {live: Side(f"beside {live}", _beside(iokit, oracle, live)) for live in _LIVE}
-        least = crowds[_LIVE[0]]
-        for figure, text in (("each", "create, ask, release"), ("look", "survey of all, by buffer")):
-            for live in _LIVE[1:]:
-                ours, peer = crowds[live].series(figure), least.series(figure)
-                what = f"a 4 KiB WC buffer, {text}: beside {live}"
-                lab.board.row(what, "us", ours, peer=peer, against=f"beside {_LIVE[0]}", goal=1.2)
-        lab.measure("Many buffers", (proved, *crowds.values()), _ROUNDS)
+    proved = Side("a thousand", partial(_proved, lab))
+    note = "64 KiB WC; every alias of every page is seen to be WC, one physical piece each"
+    what = f"{_THOUSAND} buffers made, verified from outside, released"
+    lab.board.row(what, "1/s", proved.series("rate"), goal=1000.0, more_is_better=True, notes=[note])
+    for step in ("create", "survey", "release"):
+        lab.board.row(f"  of it {step}", "ms", proved.series(step))
+    few, *many = (Side(f"beside {live}", partial(_beside, lab, live)) for live in _LIVE)
+    note = "in guests of their own, which were given the others before the first round"
+    for live, side in zip(_LIVE[1:], many, strict=True):
+        what = f"4 KiB WC buffer created, asked, released beside {live}"
+        ours, peer, against = side.series("each"), few.series("each"), f"beside {_LIVE[0]}"
+        lab.board.row(what, "us", ours, peer=peer, against=against, goal=_FLAT, notes=[note])
+    what = f"survey of {_LIVE[-1]} buffers, by buffer"
+    ours, peer, against = many[-1].series("look"), many[-2].series("look"), f"of {_LIVE[-2]}"
+    lab.board.row(what, "us", ours, peer=peer, against=against)
+    lab.measure("Many buffers", (proved, few, *many), _MASS_ROUNDS)
 
 
 def _rate(count: int, act: Callable[[], None]) -> dict[str, float]:
@@ -89,24 +91,33 @@ def _made(iokit: IOKit, count: int, size: int) -> Buffers:
     return buffers
 
 
-def _proved(iokit: IOKit, oracle: Oracle) -> dict[str, float]:
-    moments = [time.perf_counter()]
-    buffers = _made(iokit, _THOUSAND, _BYTES)
-    moments.append(time.perf_counter())
-    rows = oracle.survey(buffers).rows
-    moments.append(time.perf_counter())
-    buffers.release()
-    moments.append(time.perf_counter())
-    right = (rows["effective"] == mask_of([MemoryType.WC])) & (rows["pieces"] == 1) & rows["mapped"]
-    if not right.all():
-        raise GuestFailure("a buffer is not what it should be", observed=str(rows[~right][0]))
-    steps = zip(("create", "survey", "release"), moments, moments[1:], strict=False)
-    figures = {name: (end - start) * 1000 for name, start, end in steps}
-    return figures | {"rate": _THOUSAND / (moments[-1] - moments[0])}
+def _proved(lab: Lab, stack: ExitStack) -> Measure:
+    guest = stack.enter_context(Guest(lab.image, lab.machine, lab.snapshots))
+    iokit, oracle = stack.enter_context(IOKit(guest)), Oracle(guest.machine)
+
+    def measure() -> dict[str, float]:
+        moments = [time.perf_counter()]
+        buffers = _made(iokit, _THOUSAND, _BYTES)
+        moments.append(time.perf_counter())
+        rows = oracle.survey(buffers).rows
+        right = (rows["effective"] == mask_of([MemoryType.WC])) & (rows["pieces"] == 1) & rows["mapped"]
+        moments.append(time.perf_counter())
+        buffers.release()
+        moments.append(time.perf_counter())
+        if not right.all():
+            raise GuestFailure("a buffer is not what it should be", observed=str(rows[~right][0]))
+        steps = zip(("create", "survey", "release"), moments, moments[1:], strict=False)
+        figures = {name: (end - start) * 1000 for name, start, end in steps}
+        return figures | {"rate": _THOUSAND / (moments[-1] - moments[0])}
+
+    return measure
 
 
-def _beside(iokit: IOKit, oracle: Oracle, live: int) -> Callable[[ExitStack], Measure]:
-    """What a buffer costs while ``live`` others exist; they are made and released around each round."""
+def _beside(lab: Lab, live: int, stack: ExitStack) -> Measure:
+    """What a buffer costs while ``live`` others exist."""
+    guest = stack.enter_context(Guest(lab.image, lab.machine, lab.snapshots))
+    iokit, oracle = stack.enter_context(IOKit(guest)), Oracle(guest.machine)
+    others = _made(iokit, live, _SMALL_BYTES)
 
     def once() -> float:
         started = time.perf_counter()
@@ -116,11 +127,10 @@ def _beside(iokit: IOKit, oracle: Oracle, live: int) -> Callable[[ExitStack], Me
         return (time.perf_counter() - started) / _MORE
 
     def measure() -> dict[str, float]:
-        with _made(iokit, live, _SMALL_BYTES) as others:
-            each = median(once() for _ in range(_TIMES))
-            started = time.perf_counter()
-            oracle.survey(others)
-            look = (time.perf_counter() - started) / live
+        each = median(once() for _ in range(_TIMES))
+        started = time.perf_counter()
+        oracle.survey(others)
+        look = (time.perf_counter() - started) / live
         return {"each": each * 1e6, "look": look * 1e6}
 
-    return lambda _: measure
+    return measure
