@@ -95,6 +95,15 @@ enum link_status peer_start(const struct frame *in, size_t length,
 			    struct frame *out, size_t *out_length);
 void peer_reaped(int pid);
 
+/* spawn.c */
+void spawn_on_fd(int fd);
+enum link_status spawn_program(const struct frame *in, size_t length,
+			       struct frame *out, size_t *out_length);
+void spawn_reaped(int pid, int status);
+
+/* relay.c */
+_Noreturn void relay(int port, uint64_t ticket, char *const argv[]);
+
 /* shell.c */
 void shell_start(void);
 void shell_reaped(int pid);
