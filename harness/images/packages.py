@@ -43,7 +43,7 @@ def unpacked(
     if (known := _cached(store, name)) is not None:
         return known
     with store.lock(f"recipe.{name}", progress):
-        if (known := _cached(store, name)) is not None:
+        if (known := _cached(store, name)) is not None:  # made by another process meanwhile
             return known
         apt = Apt(store, progress)
         apt.update()
@@ -58,11 +58,9 @@ def unpacked(
 
         versions = "".join(entry.record.sha256 for entry in entries).encode()
         key = f"{name}-{hashlib.sha256(versions).hexdigest()[:12]}"
-        store.entry("packages", key, progress, build)
+        folder = store.entry("packages", key, progress, build)
         store.set_pointer(f"package-{name}", {"key": key, "resolved": time.time()})
-    known = _cached(store, name)
-    assert known is not None
-    return known
+    return folder, read_json(folder / "manifest.json") or {}
 
 
 def _cached(store: Store, name: str) -> tuple[Path, dict[str, Any]] | None:

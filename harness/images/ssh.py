@@ -159,4 +159,4 @@ def _needed(elf: Any) -> Iterator[str]:
         if isinstance(section, DynamicSection):
             for tag in section.iter_tags():
                 if tag.entry.d_tag == "DT_NEEDED":
-                    yield tag.needed
+                    yield str(vars(tag)["needed"])

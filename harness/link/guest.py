@@ -116,6 +116,7 @@ class Guest(Process):
         with ExitStack() as stack:
             started = time.monotonic()
             self.machine = stack.enter_context(Machine(spec, accelerator=verdict))
+            self.machine.services.ssh = lambda: self.ssh
             stack.callback(self._close_ssh)
             self.link = Link(
                 self.machine.port(PORT_NAME),
@@ -157,15 +158,15 @@ class Guest(Process):
         """
         with self._ssh_lock:
             if self._ssh is None:
-                from harness.link.ssh import Ssh  # noqa: PLC0415 - paramiko takes a fifth of a boot to import
+                from harness.link.ssh import Access, Ssh  # noqa: PLC0415 - paramiko takes a fifth of a boot to import
 
-                self._ssh = Ssh(
-                    self,
-                    lambda: self.machine.port(SSH_PORT_NAME),
-                    lambda: self.machine.check(),
-                    self._evidence,
-                    lambda: self.image.ssh_payload(SilentProgress()),
+                access = Access(
+                    agent=self,
+                    port=lambda: self.machine.port(SSH_PORT_NAME),
+                    check=self.machine.check,
+                    evidence=self._evidence,
                 )
+                self._ssh = Ssh(access, lambda: self.image.ssh_payload(SilentProgress()))
             return self._ssh
 
     def spawn(

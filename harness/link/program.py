@@ -155,7 +155,12 @@ class Program:
         """A pidfd becomes readable with the end of its process (pidfd_open(2))."""
         polled = InOut(POLLFD.pack(pidfd, POLLIN, 0))
         self._parent.link.syscall(
-            Nr.POLL, polled, 1, int(seconds * 1000), timeout=seconds + _LOOK_SECONDS, what=f"wait for {self!r}"
+            Nr.POLL,
+            polled,
+            1,
+            int(seconds * 1000),
+            timeout=seconds + _LOOK_SECONDS,
+            what=f"wait for {self!r}",
         )
 
     def _ask(self, *, what: str, strings: bytes = b"", **fields: Any) -> dict[str, Any]:

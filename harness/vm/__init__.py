@@ -21,6 +21,7 @@ from harness.vm.machine import Machine, MachineState
 from harness.vm.qemu import Qemu, find_qemu
 from harness.vm.qmp import Qmp, QmpEvent
 from harness.vm.ram import GuestRam, ram_ranges
+from harness.vm.services import RemoteShell, Services
 from harness.vm.spec import Accel, MachineSpec
 
 __all__ = [
@@ -47,7 +48,9 @@ __all__ = [
     "QmpLost",
     "QmpRefused",
     "QmpSilent",
+    "RemoteShell",
     "Scene",
+    "Services",
     "choose_accelerator",
     "find_qemu",
     "ram_ranges",

@@ -13,9 +13,11 @@ from harness.link.ssh.errors import (
     SshFailure,
 )
 from harness.link.ssh.keys import Keys
+from harness.link.ssh.session import Access
 from harness.link.ssh.shell import Ssh, Transferred
 
 __all__ = [
+    "Access",
     "ClientKeyRefused",
     "CommandFailed",
     "CommandTimedOut",

@@ -10,8 +10,10 @@ from typing import NamedTuple
 import paramiko
 
 from harness.errors import BadInput
-from harness.link.ssh.errors import CommandTimedOut, SshFailure
+from harness.link.ssh.errors import CommandTimedOut
 from harness.link.ssh.session import START_SECONDS, Session
+
+Outputs = tuple[list[bytes], list[bytes]]
 
 _CHUNK = 1 << 16
 # paramiko wakes a waiting thread for output; for a status or for room to write it has to look.
@@ -63,23 +65,26 @@ def run(session: Session, command: str, stdin: bytes, timeout: float) -> Complet
         GuestFailure: the guest or the session died meanwhile.
     """
     deadline = time.monotonic() + timeout
+    outputs: Outputs = ([], [])
     with session.named(command):
         with session.waiting(command, START_SECONDS):
             channel = session.transport.open_session(timeout=START_SECONDS)
             channel.exec_command(command)
         try:
-            # In this block the server is looked after; the deadline itself is the loop's.
+            # The loop below has the deadline; the session's is for a server that takes or says nothing more.
             with session.waiting(command, timeout + START_SECONDS):
-                return _follow(session, channel, command, stdin, timeout, deadline)
+                if not _follow(channel, memoryview(stdin), outputs, deadline):
+                    _kill(session, channel)
+                    raise CommandTimedOut(command, timeout, *map(b"".join, outputs))
         finally:
             channel.close()
+        if channel.exit_status < 0:
+            raise EOFError("it ended before the command")
+        return Completed(channel.exit_status, *map(b"".join, outputs))
 
 
-def _follow(
-    session: Session, channel: paramiko.Channel, command: str, stdin: bytes, timeout: float, deadline: float
-) -> Completed:
-    outputs: tuple[list[bytes], list[bytes]] = ([], [])
-    unsent = memoryview(stdin)
+def _follow(channel: paramiko.Channel, unsent: memoryview, outputs: Outputs, deadline: float) -> bool:
+    """Move bytes until the command has ended; False at the deadline."""
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
     if not unsent:
@@ -88,22 +93,17 @@ def _follow(
         over = channel.closed or (channel.eof_received and channel.exit_status_ready())
         _drain(channel, outputs)
         if over:
-            break
-        unsent = _feed(channel, unsent)
+            return True
         if time.monotonic() >= deadline:
-            _kill(session, channel)
-            raise CommandTimedOut(command, timeout, *map(b"".join, outputs))
+            return False
+        unsent = _feed(channel, unsent)
         if channel.eof_received:
             channel.status_event.wait(_LOOK_MS / 1000)
         else:
             poll.poll(_LOOK_MS)
-    status = channel.exit_status
-    if status < 0:
-        raise SshFailure("the session ended before the command") if session.alive else EOFError
-    return Completed(status, *map(b"".join, outputs))
 
 
-def _drain(channel: paramiko.Channel, outputs: tuple[list[bytes], list[bytes]]) -> None:
+def _drain(channel: paramiko.Channel, outputs: Outputs) -> None:
     while channel.recv_ready():
         outputs[0].append(channel.recv(_CHUNK))
     while channel.recv_stderr_ready():

@@ -11,7 +11,7 @@ class SshFailure(GuestFailure):
 
 
 class HostKeyMismatch(SshFailure):
-    """Whoever answers on the port does not have the key that was put into the guest: nothing was said to it."""
+    """Whoever answers on the port lacks the key that was put into the guest; nothing was said to it."""
 
 
 class ClientKeyRefused(SshFailure):

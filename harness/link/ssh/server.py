@@ -11,14 +11,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 
+from harness.errors import GuestFailure
 from harness.images import PayloadFile, SshPayload
 from harness.images.ssh import DROPBEAR
-from harness.link.link import PendingCall
 from harness.link.guest import SSH_PORT_NAME
+from harness.link.link import PendingCall
 from harness.link.process import Process
 from harness.link.program import Program
 from harness.link.ssh.keys import Keys
 from harness.link.syscalls import Argument, In, Nr, cstring
+
+Request = tuple[int, tuple[Argument, ...]]
 
 _FOLDER = "/run/iobmd-ssh"
 _READY = f"{_FOLDER}/ready"
@@ -26,9 +29,10 @@ _HOST_KEY = f"{_FOLDER}/host_key"
 _LOG = f"{_FOLDER}/log"
 _HOME = "/root"
 _AUTHORIZED = f"{_HOME}/.ssh/authorized_keys"
-_ACCOUNTS = (
+_SETTINGS = (
     ("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"),
     ("/etc/group", "root:x:0:\ntty:x:5:\n"),
+    ("/etc/profile", "PS1='iobmd:\\w# '\n"),
 )
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": _HOME, "LANG": "C.UTF-8"}
 # Bytes the guest lets this side send ahead; dropbear's own 24 KiB make every upload wait for answers.
@@ -55,15 +59,9 @@ def install(parent: Process, payload: Callable[[], SshPayload]) -> None:
     shell = not _exists(parent, files.shell.path)
     push(parent, (*files.files, files.shell) if shell else files.files)
     if shell:
-        _in_flight(
-            parent,
-            (
-                (Nr.SYMLINK, cstring(files.shell.path), cstring(f"/bin/{name}"))
-                for name in files.links
-            ),
-        )
+        _make_commands(parent, files.shell.path)
     _folders(parent, (_FOLDER, _HOME, f"{_HOME}/.ssh", "/dev/pts"))
-    for path, text in _ACCOUNTS:
+    for path, text in _SETTINGS:
         if not _exists(parent, path):
             _folders(parent, (str(PurePosixPath(path).parent),))
             parent.write_file(path, text.encode())
@@ -104,23 +102,23 @@ def push(parent: Process, files: Iterable[PayloadFile]) -> None:
     files = tuple(files)
     _folders(parent, sorted({str(parents) for file in files for parents in PurePosixPath(file.path).parents}))
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    opened = _in_flight(parent, ((Nr.OPEN, cstring(file.path), flags, file.mode) for file in files))
+    opened = _in_flight(parent, ((Nr.OPEN, (cstring(file.path), flags, file.mode)) for file in files))
     try:
         _in_flight(parent, _writes(files, opened))
     finally:
-        _in_flight(parent, ((Nr.CLOSE, fd) for fd in opened))
+        _in_flight(parent, ((Nr.CLOSE, (fd,)) for fd in opened))
 
 
-def _writes(files: Iterable[PayloadFile], opened: Iterable[int]) -> Iterator[tuple[Argument, ...]]:
+def _writes(files: Iterable[PayloadFile], opened: Iterable[int]) -> Iterator[Request]:
     """Each piece says where it belongs: requests in flight are executed in any order."""
     for file, fd in zip(files, opened, strict=True):
         data = file.source.read_bytes()
         for at in range(0, len(data), _CHUNK):
             part = data[at : at + _CHUNK]
-            yield (Nr.PWRITE64, fd, In(part), len(part), at)
+            yield Nr.PWRITE64, (fd, In(part), len(part), at)
 
 
-def _in_flight(parent: Process, calls: Iterable[tuple[Argument, ...]]) -> list[int]:
+def _in_flight(parent: Process, calls: Iterable[Request]) -> list[int]:
     """Make independent system calls; the results in their order."""
     pending: deque[PendingCall] = deque()
     results: list[int] = []
@@ -129,8 +127,7 @@ def _in_flight(parent: Process, calls: Iterable[tuple[Argument, ...]]) -> list[i
         done = pending.popleft().wait(parent.operation_timeout)
         results.append(done.checked("set up SSH in the guest").value)
 
-    for number, *arguments in calls:
-        assert isinstance(number, int)
+    for number, arguments in calls:
         if len(pending) >= _AHEAD:
             take()
         pending.append(parent.link.start(number, *arguments))
@@ -146,6 +143,15 @@ def _folders(parent: Process, paths: Iterable[str]) -> None:
         made = parent.link.syscall(Nr.MKDIR, cstring(path), mode, what=f"mkdir {path}")
         if made.value != -errno.EEXIST:
             made.checked(f"mkdir {path}")
+
+
+def _make_commands(parent: Process, shell: str) -> None:
+    """Let busybox make a link for each of its commands, beside itself."""
+    linking = Program(
+        parent, (shell, "--install", "-s", str(PurePosixPath(shell).parent)), environment=_ENVIRONMENT
+    )
+    if status := linking.wait(parent.operation_timeout):
+        raise GuestFailure("busybox could not make links for its commands", observed=f"exit status {status}")
 
 
 def _mount_terminals(parent: Process) -> None:
@@ -171,5 +177,3 @@ def _exists(parent: Process, path: str) -> bool:
         return False
     result.checked(f"access {path}")
     return True
-
-

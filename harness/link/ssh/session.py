@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import paramiko
 from paramiko.common import MSG_CHANNEL_REQUEST
@@ -36,6 +37,7 @@ _DEATH_LOOK_SECONDS = 0.005
 _KEY_TYPE = "ssh-ed25519"
 _SIGNALLED = 128
 
+
 def _on_request(channel: paramiko.Channel, message: paramiko.Message) -> None:
     """Take exit-signal (RFC 4254, section 6.10), which paramiko steps over; the rest is paramiko's."""
     if message.get_text() == "exit-signal":
@@ -49,6 +51,8 @@ def _on_request(channel: paramiko.Channel, message: paramiko.Message) -> None:
     channel._handle_request(message)
 
 
+_HANDLERS = paramiko.Transport._channel_handler_table | {MSG_CHANNEL_REQUEST: _on_request}
+
 _LOG = logging.getLogger("harness.ssh")
 _LOG.addHandler(logging.NullHandler())  # what paramiko says goes nowhere unless somebody listens
 
@@ -56,20 +60,28 @@ PARAMIKO_ERRORS = (paramiko.SSHException, EOFError, OSError)
 """What paramiko raises when a session is in trouble."""
 
 
-class _Transport(paramiko.Transport):
-    """paramiko's, which also hears of commands that a signal ended: they count as a shell counts them."""
+@dataclass(frozen=True)
+class Access:
+    """What is known of a guest before it can be spoken to.
 
-    _channel_handler_table = paramiko.Transport._channel_handler_table | {MSG_CHANNEL_REQUEST: _on_request}
+    Attributes:
+        agent: its agent, which starts the server and hands it the keys.
+        port: gives the host end of the port; asked for every session.
+        check: raises when the machine is dead.
+        evidence: lines to show beside a failure.
+    """
+
+    agent: Process
+    port: Callable[[], socket.socket]
+    check: Callable[[], None]
+    evidence: Callable[[], Sequence[str]] = tuple
 
 
 class Session:
     """A server in the guest and an authenticated connection to it.
 
     Args:
-        parent: the guest's agent.
-        sock: host end of the port.
-        check: raises when the machine is dead.
-        evidence: lines to show beside a failure.
+        access: the guest.
         keys: of both ends.
 
     Attributes:
@@ -88,27 +100,20 @@ class Session:
     program: Program
     transport: paramiko.Transport
 
-    def __init__(
-        self,
-        parent: Process,
-        sock: socket.socket,
-        check: Callable[[], None],
-        evidence: Callable[[], Sequence[str]],
-        keys: Keys,
-    ) -> None:
-        self._check_machine = check
-        self._evidence = evidence
+    def __init__(self, access: Access, keys: Keys) -> None:
+        self._access = access
         self._waits: dict[object, tuple[str, float]] = {}
         self._waits_lock = threading.Lock()
         self._looked = time.monotonic()
-        self.link = parent.link
+        self.link = access.agent.link
         ticket = new_ticket()
-        self.program = serve(parent, keys, ticket)
-        self.wire = Wire(sock, self._look)
+        self.program = serve(access.agent, keys, ticket)
+        self.wire = Wire(access.port(), self._look)
         try:
             with self.named("start an SSH session"), self.waiting("start an SSH session", START_SECONDS):
                 self.wire.meet(ticket, START_SECONDS)
-                self.transport = _Transport(self.wire)
+                self.transport = paramiko.Transport(self.wire)
+                self.transport._channel_handler_table = _HANDLERS
                 self._shake_hands(keys)
         except BaseException:
             self.close()
@@ -158,7 +163,7 @@ class Session:
         pause = threading.Event()
         while True:
             try:
-                self._check_machine()
+                self._access.check()
             except HarnessError as death:
                 return death
             if time.monotonic() >= deadline:
@@ -168,7 +173,7 @@ class Session:
             f"{what}: the SSH session broke",
             observed=f"{type(error).__name__}: {error}" if str(error) else type(error).__name__,
             hint="use it again: the next use makes a new session",
-            evidence=tuple(self._evidence()),
+            evidence=tuple(self._access.evidence()),
         )
 
     def _shake_hands(self, keys: Keys) -> None:
@@ -193,12 +198,12 @@ class Session:
                 "the guest does not accept this session's key",
                 observed=str(error),
                 hint="/root/.ssh/authorized_keys or the folders above it were changed in the guest",
-                evidence=tuple(self._evidence()),
+                evidence=tuple(self._access.evidence()),
             ) from error
 
     def _look(self) -> None:
         """The wire's liveness check: the machine, the deadlines, and while somebody waits the server."""
-        self._check_machine()
+        self._access.check()
         now = time.monotonic()
         with self._waits_lock:
             late = [text for text, deadline in self._waits.values() if now > deadline]
@@ -208,7 +213,7 @@ class Session:
                 late[0],
                 observed="the guest lives, its SSH server is silent",
                 hint="on a slow machine give it a longer timeout; the next use makes a new session",
-                evidence=tuple(self._evidence()),
+                evidence=tuple(self._access.evidence()),
             )
         if not waited_for or now - self._looked < _LOOK_SECONDS:
             return
@@ -221,5 +226,5 @@ class Session:
                 "the SSH server in the guest has ended",
                 observed=f"exit status {status}",
                 hint="the next use starts another",
-                evidence=tuple(self._evidence()),
+                evidence=tuple(self._access.evidence()),
             )

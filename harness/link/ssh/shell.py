@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import socket
 import stat
 import threading
 import time
@@ -20,12 +18,11 @@ import paramiko
 from harness.errors import BadInput, GuestFailure
 from harness.images import SshPayload
 from harness.link.errors import GuestOSError
-from harness.link.process import Process
 from harness.link.ssh.command import Completed, as_text, run
 from harness.link.ssh.errors import CommandFailed, SshFailure
 from harness.link.ssh.keys import Keys
 from harness.link.ssh.server import install
-from harness.link.ssh.session import PARAMIKO_ERRORS, START_SECONDS, Session
+from harness.link.ssh.session import PARAMIKO_ERRORS, Access, Session
 from harness.link.ssh.terminal import interact
 
 Transferred = Callable[[int, int], object]
@@ -41,27 +38,15 @@ class Ssh:
     the guest over the agent's link.
 
     Args:
-        parent: the guest's agent.
-        port: gives the host end of the port.
-        check: raises when the machine is dead.
-        evidence: lines to show beside a failure.
+        access: the guest.
         payload: gives the server's files; may download them the first time.
         keys: makes the keys of a session.
     """
 
     def __init__(
-        self,
-        parent: Process,
-        port: Callable[[], socket.socket],
-        check: Callable[[], None],
-        evidence: Callable[[], Sequence[str]],
-        payload: Callable[[], SshPayload],
-        keys: Callable[[], Keys] = Keys.fresh,
+        self, access: Access, payload: Callable[[], SshPayload], keys: Callable[[], Keys] = Keys.fresh
     ) -> None:
-        self._parent = parent
-        self._port = port
-        self._check = check
-        self._evidence = evidence
+        self._access = access
         self._payload = payload
         self._keys = keys
         self._session: Session | None = None
@@ -79,7 +64,7 @@ class Ssh:
 
     @property
     def transport(self) -> paramiko.Transport:
-        """paramiko's connection, for all that is not below: forwarding, channels of one's own, SFTP calls.
+        """The connection as paramiko has it, for all that is not below: channels of one's own, more of SFTP.
 
         Raises:
             GuestFailure: the guest is dead, or there is no session to be had.
@@ -187,21 +172,26 @@ class Ssh:
         finally:
             partial.unlink(missing_ok=True)
 
-    def interact(self, command: str | None = None, stdin: int = 0, stdout: int = 1) -> int:
-        """Connect a person's terminal to a shell in the guest, until it exits.
+    def interact(
+        self, command: str | None = None, *, stdin: int = 0, stdout: int = 1, stderr: int = 2
+    ) -> int:
+        """Connect a person's terminal, or any descriptors, to a shell or a command in the guest.
+
+        Where both ends here are a terminal the command gets one as well, of the same size.
 
         Args:
-            command: what to run on the terminal; a login shell if None.
-            stdin: descriptor of the keyboard.
+            command: what to run; a login shell if None.
+            stdin: descriptor of the keyboard, or whatever is read to its end.
             stdout: descriptor of the screen.
+            stderr: descriptor for complaints, where there is no terminal to show them.
 
         Returns:
-            The shell's exit status.
+            The exit status; 128 and more: the signal that ended it.
 
         Raises:
             GuestFailure: the guest died, or the session broke.
         """
-        return interact(self._ready(), command, stdin, stdout)
+        return interact(self._ready(), command, stdin, stdout, stderr)
 
     def close(self) -> None:
         """End the session, if there is one; the next use makes another."""
@@ -215,15 +205,13 @@ class Ssh:
         with self._lock:
             session = self._session
             if session is not None:
-                if session.alive and session.link is self._parent.link:
+                if session.alive and session.link is self._access.agent.link:
                     return session
                 session.close()
                 self._session = None
-            self._check()
-            install(self._parent, self._payload)
-            self._session = Session(
-                self._parent, self._port(), self._check, self._evidence, self._keys()
-            )
+            self._access.check()
+            install(self._access.agent, self._payload)
+            self._session = Session(self._access, self._keys())
             return self._session
 
     def _transfer(self, what: str, timeout: float, act: Callable[[paramiko.SFTPClient], Any]) -> None:

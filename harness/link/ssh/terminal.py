@@ -6,9 +6,10 @@ import select
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf
 from types import FrameType
 
 import paramiko
@@ -17,22 +18,22 @@ from harness.link.ssh.session import START_SECONDS, Session
 from harness.vm.terminal import raw, terminating_signals_unwind, write_all
 
 _CHUNK = 1 << 16
-_LOOK_MS = 50
-# Output may still be on its way when the status is there.
-_END_SECONDS = 2.0
+# paramiko wakes us for output; for a status, or for room to write, we look.
+_LOOK_SECONDS = 0.02
 
 
-def interact(session: Session, command: str | None, stdin: int, stdout: int) -> int:
-    """Pass bytes both ways until the shell exits.
+def interact(session: Session, command: str | None, stdin: int, stdout: int, stderr: int) -> int:
+    """Pass bytes until the command exits; with a terminal of its own when both ends here are one.
 
     Args:
         session: where.
         command: what to run; a login shell if None.
-        stdin: descriptor of the keyboard; need not be a terminal.
+        stdin: descriptor of the keyboard, or whatever is read to its end.
         stdout: descriptor of the screen.
+        stderr: descriptor for complaints, where there is no terminal to show them.
 
     Returns:
-        The exit status; 255 when there was none.
+        The exit status; 128 and more: the signal that ended it.
 
     Raises:
         GuestFailure: the guest died, or the session broke.
@@ -41,51 +42,69 @@ def interact(session: Session, command: str | None, stdin: int, stdout: int) -> 
     with session.named(what):
         with session.waiting(what, START_SECONDS):
             channel = session.transport.open_session(timeout=START_SECONDS)
-            columns, lines = _size(stdout)
-            channel.get_pty(os.environ.get("TERM", "vt100"), columns, lines)
+            if os.isatty(stdin) and os.isatty(stdout):
+                channel.get_pty(os.environ.get("TERM", "vt100"), *_size(stdout))
             if command is None:
                 channel.invoke_shell()
             else:
                 channel.exec_command(command)
         try:
-            with terminating_signals_unwind(), raw(stdin), _resized() as resize:
-                _pass_bytes(channel, stdin, stdout, resize)
-            if session.wire.failure is not None or (not session.alive and channel.exit_status < 0):
-                raise EOFError("the session ended before the shell")
+            with terminating_signals_unwind(), raw(stdin), _resized() as resize, session.waiting(what, inf):
+                _Visit(channel, stdin, stdout, stderr, resize).run()
+            if channel.exit_status < 0:
+                raise EOFError("the session ended before the command")
         finally:
             channel.close()
-    return channel.exit_status if channel.exit_status >= 0 else 255
+        return int(channel.exit_status)
 
 
-def _pass_bytes(channel: paramiko.Channel, stdin: int, stdout: int, resize: int) -> None:
-    poll = select.poll()
-    for descriptor in (channel.fileno(), stdin, resize):
-        poll.register(descriptor, select.POLLIN)
-    typed, listening, until = b"", True, float("inf")
-    while not channel.closed and time.monotonic() < until:
-        ready = dict(poll.poll(_LOOK_MS))
-        while channel.recv_ready():
-            write_all(stdout, channel.recv(_CHUNK))
-        if channel.eof_received and not channel.recv_ready():
-            if channel.exit_status_ready():
+@dataclass
+class _Visit:
+    channel: paramiko.Channel
+    stdin: int
+    stdout: int
+    stderr: int
+    resize: int
+    typed: bytes = b""
+    listening: bool = True
+
+    def run(self) -> None:
+        channel = self.channel
+        while True:
+            over = channel.closed or (channel.eof_received and channel.exit_status_ready())
+            self._show()
+            if over:
                 return
-            channel.status_event.wait(_LOOK_MS / 1000)
-        if channel.exit_status_ready():
-            until = min(until, time.monotonic() + _END_SECONDS)
-        if resize in ready:
-            os.eventfd_read(resize)
-            channel.resize_pty(*_size(stdout))
-        if listening and stdin in ready:
-            typed += (data := os.read(stdin, _CHUNK))
-            if not data:
-                listening = False
-                poll.unregister(stdin)
-        while typed and channel.send_ready():
-            typed = typed[channel.send(typed) :]
-        if not listening and not typed:
-            channel.shutdown_write()
-    while channel.recv_ready():
-        write_all(stdout, channel.recv(_CHUNK))
+            self._send()
+            # Not more is read here than the guest takes there.
+            readers = [self.resize, *([self.stdin] if self.listening and not self.typed else [])]
+            if not channel.eof_received:
+                readers.append(channel.fileno())
+            ready, _, _ = select.select(readers, [], [], _LOOK_SECONDS)
+            if self.resize in ready:
+                os.eventfd_read(self.resize)
+                channel.resize_pty(*_size(self.stdout))
+            if self.stdin in ready:
+                self._read()
+
+    def _show(self) -> None:
+        while self.channel.recv_ready():
+            write_all(self.stdout, self.channel.recv(_CHUNK))
+        while self.channel.recv_stderr_ready():
+            write_all(self.stderr, self.channel.recv_stderr(_CHUNK))
+
+    def _read(self) -> None:
+        try:
+            self.typed = os.read(self.stdin, _CHUNK)
+        except OSError:  # a terminal whose window was closed
+            self.typed = b""
+        self.listening = bool(self.typed)
+        if not self.listening:
+            self.channel.shutdown_write()
+
+    def _send(self) -> None:
+        while self.typed and self.channel.send_ready():
+            self.typed = self.typed[self.channel.send(self.typed) :]
 
 
 def _size(descriptor: int) -> tuple[int, int]:
