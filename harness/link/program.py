@@ -74,7 +74,7 @@ class Program:
             if len(text.encode()) >= fields[name].count or "\0" in text:
                 raise BadInput(f"{text!r} is no name for a program's {name}",
                                hint=f"up to {fields[name].count - 1} bytes, none of them NUL")  # fmt: skip
-        if not words or not words[0] or any("\0" in word for word in words):
+        if not argv or not argv[0] or any("\0" in word for word in words):
             raise BadInput("a program needs a path, and its words have no NUL in them", observed=repr(words))
         answer = self._ask(
             what=f"start {words[0]}",

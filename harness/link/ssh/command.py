@@ -96,7 +96,8 @@ def _follow(channel: paramiko.Channel, unsent: memoryview, outputs: Outputs, dea
             return True
         if time.monotonic() >= deadline:
             return False
-        unsent = _feed(channel, unsent)
+        if unsent and not (unsent := feed(channel, unsent)):
+            channel.shutdown_write()
         if channel.eof_received:
             channel.status_event.wait(_LOOK_MS / 1000)
         else:
@@ -110,12 +111,23 @@ def _drain(channel: paramiko.Channel, outputs: Outputs) -> None:
         outputs[1].append(channel.recv_stderr(_CHUNK))
 
 
-def _feed(channel: paramiko.Channel, unsent: memoryview) -> memoryview:
-    """Send what the command's window takes; its end as well.  A command need not read."""
+def feed(channel: paramiko.Channel, unsent: memoryview) -> memoryview:
+    """Send what a command's window takes.
+
+    Args:
+        channel: the command's.
+        unsent: what it is to read.
+
+    Returns:
+        What is left; nothing when the command has ended, which it may without reading.
+    """
     while unsent and channel.send_ready():
-        unsent = unsent[channel.send(bytes(unsent[:_CHUNK])) :]
-        if not unsent:
-            channel.shutdown_write()
+        try:
+            unsent = unsent[channel.send(bytes(unsent[:_CHUNK])) :]
+        except OSError:
+            if not channel.closed:
+                raise
+            return unsent[:0]
     return unsent
 
 

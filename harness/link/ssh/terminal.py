@@ -8,12 +8,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from types import FrameType
 
 import paramiko
 
+from harness.link.ssh.command import feed
 from harness.link.ssh.session import START_SECONDS, Session
 from harness.vm.terminal import raw, terminating_signals_unwind, write_all
 
@@ -65,7 +66,7 @@ class _Visit:
     stdout: int
     stderr: int
     resize: int
-    typed: bytes = b""
+    typed: memoryview = field(default_factory=lambda: memoryview(b""))
     listening: bool = True
 
     def run(self) -> None:
@@ -75,7 +76,7 @@ class _Visit:
             self._show()
             if over:
                 return
-            self._send()
+            self.typed = feed(channel, self.typed)
             # Not more is read here than the guest takes there.
             readers = [self.resize, *([self.stdin] if self.listening and not self.typed else [])]
             if not channel.eof_received:
@@ -95,16 +96,12 @@ class _Visit:
 
     def _read(self) -> None:
         try:
-            self.typed = os.read(self.stdin, _CHUNK)
+            self.typed = memoryview(os.read(self.stdin, _CHUNK))
         except OSError:  # a terminal whose window was closed
-            self.typed = b""
+            self.typed = memoryview(b"")
         self.listening = bool(self.typed)
         if not self.listening:
             self.channel.shutdown_write()
-
-    def _send(self) -> None:
-        while self.typed and self.channel.send_ready():
-            self.typed = self.typed[self.channel.send(self.typed) :]
 
 
 def _size(descriptor: int) -> tuple[int, int]:

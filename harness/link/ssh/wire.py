@@ -8,15 +8,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 _CHECK_SECONDS = 0.05
 _DROP_BYTES = 1 << 16
 
 
+# Two readers would share the bytes out between them: whoever comes last has the socket.
+_OWNERS: "WeakKeyDictionary[socket.socket, Wire]" = WeakKeyDictionary()
+_TAKING = threading.Lock()
+
+
 class Wire:
     """What paramiko takes for a socket: the port, from one ticket to the end of one session.
 
-    Closing it leaves the socket open and wakes whoever waits.  A guest that dies ends it as well; `failure`
+    Closing it leaves the socket open and wakes whoever waits; so does the making of another one on the same
+    socket.  A guest that dies ends it as well; `failure`
     tells why.
 
     Args:
@@ -28,7 +35,6 @@ class Wire:
     """
 
     def __init__(self, sock: socket.socket, check: Callable[[], None]) -> None:
-        sock.setblocking(False)
         self._sock = sock
         self._check = check
         self._checked = 0.0
@@ -38,6 +44,11 @@ class Wire:
         self._lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.failure: Exception | None = None
+        with _TAKING:
+            if (last := _OWNERS.get(sock)) is not None:
+                last.close()
+            _OWNERS[sock] = self
+        sock.setblocking(False)
 
     def __del__(self) -> None:
         os.close(self._wake)
