@@ -104,6 +104,9 @@ void spawn_reaped(int pid, int status);
 /* relay.c */
 _Noreturn void relay(int port, uint64_t ticket, char *const argv[]);
 
+/* command.c */
+_Noreturn void command(const char *mark, char *const argv[]);
+
 /* shell.c */
 void shell_start(void);
 void shell_reaped(int pid);

@@ -17,6 +17,10 @@
  *
  *	agent --port NAME --ticket T -- PROGRAM [ARG...]
  *	agent --fd N --ticket T -- PROGRAM [ARG...]
+ *
+ * and as the parent of a command over SSH, see command.c:
+ *
+ *	agent --command MARK -- PROGRAM [ARG...]
  */
 #define _GNU_SOURCE /* close_range */
 #include <errno.h>
@@ -135,6 +139,7 @@ struct options {
 	int spawn_fd;
 	char **program;
 	const char *port;
+	const char *mark;
 	uint64_t ticket;
 };
 
@@ -165,6 +170,8 @@ static bool parse(int argc, char **argv, struct options *options)
 
 		if (!strcmp(argv[i], "--port")) {
 			options->port = value;
+		} else if (!strcmp(argv[i], "--command")) {
+			options->mark = value;
 		} else if (!strcmp(argv[i], "--ticket")) {
 			good = number(value, UINT64_MAX, &options->ticket);
 		} else if (!strcmp(argv[i], "--fd")) {
@@ -180,6 +187,8 @@ static bool parse(int argc, char **argv, struct options *options)
 			good = false;
 		}
 	}
+	if (options->mark)
+		return good && options->program;
 	if (options->port || options->program)
 		good = good && options->ticket;
 	return good && (options->port || options->fd >= 0);
@@ -220,6 +229,8 @@ int main(int argc, char **argv)
 		be_init();
 	if (!sound)
 		return usage();
+	if (options.mark)
+		command(options.mark, options.program);
 	if (options.ticket)
 		be_peer(&options);
 	if (options.program)

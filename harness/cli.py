@@ -47,7 +47,7 @@ does.  The connection runs over a virtio-serial port: no network, no TCP port; b
 key.  The guest ends when the shell or the command does."""
 
 _SSH_EXAMPLES = """\
-exit codes: the command's; 128 and more: the signal that ended it; 2 could not run; 3 the guest died
+exit codes: the command's; 255: a signal ended it; 2 could not run; 3 the guest died
 
 examples:
   iobmd ssh                                      look around; exit or Ctrl-D leaves

@@ -90,6 +90,19 @@ def test_a_command_that_does_not_end(ssh):
         assert time.monotonic() < deadline
 
 
+def test_a_command_that_kills_its_parent(ssh):
+    with pytest.raises(SshFailure, match="kill -9"):
+        ssh.run("kill -9 $PPID; sleep 100")
+    assert ssh.run("true").status == 0
+
+
+def test_a_command_too_long_for_the_server(ssh):
+    assert ssh.run("echo " + "x" * 8500).text == "x" * 8500
+    with pytest.raises(BadInput, match="longer than"):
+        ssh.run("echo " + "x" * 9000)
+    assert ssh.run("sh -s", stdin=b"echo " + b"x" * 100_000).text == "x" * 100_000
+
+
 def test_a_background_process_is_not_waited_for(ssh):
     before = time.monotonic()
     assert ssh.run("sleep 7 & echo $!", timeout=20).status == 0
@@ -97,6 +110,7 @@ def test_a_background_process_is_not_waited_for(ssh):
 
 
 def test_threads_run_commands_at_once(ssh):
+    """Commands end while others begin, which Debian 12's dropbear does not survive by itself."""
     results = {}
 
     def run(number):

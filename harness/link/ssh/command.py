@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """One command in the guest, from its start to its exit status."""
 
+import contextlib
+import os
+import re
 import select
 import shlex
 import time
@@ -13,11 +16,15 @@ from harness.errors import BadInput
 from harness.link.ssh.errors import CommandTimedOut
 from harness.link.ssh.session import START_SECONDS, Session
 
-Outputs = tuple[list[bytes], list[bytes]]
-
+#: The agent, where the boot image has it; it is the parent of a command, see guest/command.c.
+AGENT = "/init"
 _CHUNK = 1 << 16
 # paramiko wakes a waiting thread for output; for a status or for room to write it has to look.
 _LOOK_MS = 20
+_END_LOOK_SECONDS = 0.002
+_END_SECONDS = 10.0
+#: MAX_CMD_LEN in dropbear's sysoptions.h.
+_COMMAND_MAX = 9000
 
 
 class Completed(NamedTuple):
@@ -61,54 +68,92 @@ def run(session: Session, command: str, stdin: bytes, timeout: float) -> Complet
         timeout: seconds from now to its end.
 
     Raises:
-        CommandTimedOut: it still runs; its shell was sent SIGKILL.
+        CommandTimedOut: it still ran, and was killed.
         GuestFailure: the guest or the session died meanwhile.
     """
     deadline = time.monotonic() + timeout
-    outputs: Outputs = ([], [])
+    mark = os.urandom(12).hex()
+    outputs = _Outputs(mark.encode())
+    wrapped = f"exec {AGENT} --command {mark} -- /bin/sh -c {shlex.quote(command)}"
+    if len(wrapped.encode()) > _COMMAND_MAX:
+        raise BadInput(
+            f"a command of {len(command.encode())} bytes is longer than the SSH server takes",
+            hint="put a script into the guest and run that, or feed it to 'sh -s' as stdin",
+        )
     with session.named(command):
-        with session.waiting(command, START_SECONDS):
+        with session.turn(command):
             channel = session.transport.open_session(timeout=START_SECONDS)
-            channel.exec_command(command)
+            channel.exec_command(wrapped)
         try:
-            # The loop below has the deadline; the session's is for a server that takes or says nothing more.
+            # The loop has the deadline; the session's is for a server that takes or says nothing more.
             with session.waiting(command, timeout + START_SECONDS):
-                if not _follow(channel, memoryview(stdin), outputs, deadline):
-                    _kill(session, channel)
-                    raise CommandTimedOut(command, timeout, *map(b"".join, outputs))
+                late = not _follow(channel, memoryview(stdin), outputs, deadline)
+            _end(session, channel, outputs)
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                _end(session, channel, outputs)
+            raise
         finally:
             channel.close()
-        if channel.exit_status < 0:
-            raise EOFError("it ended before the command")
-        return Completed(channel.exit_status, *map(b"".join, outputs))
+        if late:
+            raise CommandTimedOut(command, timeout, bytes(outputs.stdout), bytes(outputs.stderr))
+        if outputs.status is None:
+            raise EOFError("it ended before the command, or the command killed its parent")
+    return Completed(outputs.status, bytes(outputs.stdout), bytes(outputs.stderr))
 
 
-def _follow(channel: paramiko.Channel, unsent: memoryview, outputs: Outputs, deadline: float) -> bool:
-    """Move bytes until the command has ended; False at the deadline."""
+class _Outputs:
+    """What a command has written; behind the mark comes its status, and nothing more is its own."""
+
+    def __init__(self, mark: bytes) -> None:
+        self.stdout, self.stderr = bytearray(), bytearray()
+        self.status: int | None = None
+        self._end = re.compile(mark + rb"(\d+)\.")
+        self._room = len(mark) + 4
+
+    def drain(self, channel: paramiko.Channel) -> None:
+        """Take what there is."""
+        while channel.recv_ready():
+            data = channel.recv(_CHUNK)
+            if self.status is not None:
+                continue
+            start = max(len(self.stdout) - self._room, 0)
+            self.stdout += data
+            if found := self._end.search(self.stdout, start):
+                self.status = int(found[1])
+                del self.stdout[found.start() :]
+        while channel.recv_stderr_ready():
+            self.stderr += channel.recv_stderr(_CHUNK)
+
+
+def _follow(channel: paramiko.Channel, unsent: memoryview, outputs: _Outputs, deadline: float) -> bool:
+    """Move bytes until the command has said its status or the channel is closed; False at the deadline."""
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
     if not unsent:
         channel.shutdown_write()
     while True:
-        over = channel.closed or (channel.eof_received and channel.exit_status_ready())
-        _drain(channel, outputs)
-        if over:
+        closed = channel.closed
+        outputs.drain(channel)
+        if closed or outputs.status is not None:
             return True
         if time.monotonic() >= deadline:
             return False
         if unsent and not (unsent := feed(channel, unsent)):
             channel.shutdown_write()
-        if channel.eof_received:
-            channel.status_event.wait(_LOOK_MS / 1000)
-        else:
-            poll.poll(_LOOK_MS)
+        poll.poll(_LOOK_MS)
 
 
-def _drain(channel: paramiko.Channel, outputs: Outputs) -> None:
-    while channel.recv_ready():
-        outputs[0].append(channel.recv(_CHUNK))
-    while channel.recv_stderr_ready():
-        outputs[1].append(channel.recv_stderr(_CHUNK))
+def _end(session: Session, channel: paramiko.Channel, outputs: _Outputs) -> None:
+    """Have the command's parent killed, and with it what still runs; take what was on its way."""
+    deadline = time.monotonic() + _END_SECONDS
+    with session.turn("end a command"):
+        if not channel.closed:  # the server does not take a word about a channel that is
+            _kill(session, channel)
+        while not channel.closed and time.monotonic() < deadline:
+            outputs.drain(channel)
+            channel.status_event.wait(_END_LOOK_SECONDS)
+    outputs.drain(channel)
 
 
 def feed(channel: paramiko.Channel, unsent: memoryview) -> memoryview:

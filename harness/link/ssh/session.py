@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import socket
 import threading
 import time
@@ -14,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import paramiko
-from paramiko.common import MSG_CHANNEL_REQUEST
 
 from harness.errors import HarnessError
 from harness.link.errors import RequestTimedOut
@@ -35,23 +33,7 @@ _LOOK_SECONDS = 0.25
 _DEATH_SECONDS = 1.0
 _DEATH_LOOK_SECONDS = 0.005
 _KEY_TYPE = "ssh-ed25519"
-_SIGNALLED = 128
 
-
-def _on_request(channel: paramiko.Channel, message: paramiko.Message) -> None:
-    """Take exit-signal (RFC 4254, section 6.10), which paramiko steps over; the rest is paramiko's."""
-    if message.get_text() == "exit-signal":
-        message.get_boolean()
-        number = getattr(signal, f"SIG{message.get_text()}", 0)
-        channel.exit_status = _SIGNALLED + number
-        channel.status_event.set()
-        return
-    message.rewind()
-    message.get_int()  # the channel's number, read before
-    channel._handle_request(message)
-
-
-_HANDLERS = paramiko.Transport._channel_handler_table | {MSG_CHANNEL_REQUEST: _on_request}
 
 _LOG = logging.getLogger("harness.ssh")
 _LOG.addHandler(logging.NullHandler())  # what paramiko says goes nowhere unless somebody listens
@@ -105,6 +87,7 @@ class Session:
         self._waits: dict[object, tuple[str, float]] = {}
         self._waits_lock = threading.Lock()
         self._looked = time.monotonic()
+        self._turn = threading.Lock()
         self.link = access.agent.link
         ticket = new_ticket()
         self.program = serve(access.agent, keys, ticket)
@@ -113,7 +96,6 @@ class Session:
             with self.named("start an SSH session"), self.waiting("start an SSH session", START_SECONDS):
                 self.wire.meet(ticket, START_SECONDS)
                 self.transport = paramiko.Transport(self.wire)
-                self.transport._channel_handler_table = _HANDLERS
                 self._shake_hands(keys)
         except BaseException:
             self.close()
@@ -146,6 +128,25 @@ class Session:
         finally:
             with self._waits_lock:
                 del self._waits[ticket]
+
+    @contextmanager
+    def turn(self, what: str, seconds: float = START_SECONDS) -> Iterator[None]:
+        """Be the only one who opens a channel or ends a command.
+
+        A server older than 2024.87 breaks down when one command ends while another channel has been opened
+        and not been told yet what to run (guest/command.c).
+
+        Args:
+            what: what for, for the error.
+            seconds: how long the block, and the wait for it, may take.
+        """
+        with self.waiting(what, seconds):
+            if not self._turn.acquire(timeout=seconds):
+                raise EOFError("others kept the session busy")
+            try:
+                yield
+            finally:
+                self._turn.release()
 
     @contextmanager
     def named(self, what: str) -> Iterator[None]:

@@ -66,6 +66,9 @@ class Ssh:
     def transport(self) -> paramiko.Transport:
         """The connection as paramiko has it, for all that is not below: channels of one's own, more of SFTP.
 
+        Debian 12's server breaks down when one of its commands ends while another channel is being opened;
+        `run`, `put`, `get` and `interact` see to that among themselves.
+
         Raises:
             GuestFailure: the guest is dead, or there is no session to be had.
             HostLacks: the server's packages are not cached and cannot be fetched.
@@ -186,7 +189,7 @@ class Ssh:
             stderr: descriptor for complaints, where there is no terminal to show them.
 
         Returns:
-            The exit status; 128 and more: the signal that ended it.
+            The exit status; 255, as ssh has it, when a signal ended it.
 
         Raises:
             GuestFailure: the guest died, or the session broke.
@@ -232,7 +235,8 @@ class Ssh:
     def _files(self, session: Session) -> paramiko.SFTPClient:
         """One SFTP server per session, kept: its start costs more than a small file.  Lock held."""
         if self._sftp is None or self._sftp[0] is not session:
-            client = paramiko.SFTPClient.from_transport(session.transport)
+            with session.turn("start an SFTP server"):
+                client = paramiko.SFTPClient.from_transport(session.transport)
             if client is None:
                 raise EOFError
             self._sftp = (session, client)

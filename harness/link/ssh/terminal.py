@@ -21,6 +21,7 @@ from harness.vm.terminal import raw, terminating_signals_unwind, write_all
 _CHUNK = 1 << 16
 # paramiko wakes us for output; for a status, or for room to write, we look.
 _LOOK_SECONDS = 0.02
+_NO_STATUS = 255
 
 
 def interact(session: Session, command: str | None, stdin: int, stdout: int, stderr: int) -> int:
@@ -34,14 +35,14 @@ def interact(session: Session, command: str | None, stdin: int, stdout: int, std
         stderr: descriptor for complaints, where there is no terminal to show them.
 
     Returns:
-        The exit status; 128 and more: the signal that ended it.
+        The exit status; 255, as ssh has it, when a signal ended it.
 
     Raises:
         GuestFailure: the guest died, or the session broke.
     """
     what = command or "a shell"
     with session.named(what):
-        with session.waiting(what, START_SECONDS):
+        with session.turn(what):
             channel = session.transport.open_session(timeout=START_SECONDS)
             if os.isatty(stdin) and os.isatty(stdout):
                 channel.get_pty(os.environ.get("TERM", "vt100"), *_size(stdout))
@@ -52,11 +53,11 @@ def interact(session: Session, command: str | None, stdin: int, stdout: int, std
         try:
             with terminating_signals_unwind(), raw(stdin), _resized() as resize, session.waiting(what, inf):
                 _Visit(channel, stdin, stdout, stderr, resize).run()
-            if channel.exit_status < 0:
+            if not session.alive:
                 raise EOFError("the session ended before the command")
         finally:
             channel.close()
-        return int(channel.exit_status)
+        return int(channel.exit_status) if channel.exit_status >= 0 else _NO_STATUS
 
 
 @dataclass
