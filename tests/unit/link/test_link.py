@@ -51,7 +51,7 @@ def stuck(link):
 
 def test_hello_says_who_answers(link, agent):
     hello = link.hello()
-    assert (hello.pid, hello.protocol, hello.page_size) == (agent.process.pid, 1, os.sysconf("SC_PAGESIZE"))
+    assert (hello.pid, hello.protocol, hello.page_size) == (agent.process.pid, 2, os.sysconf("SC_PAGESIZE"))
     assert hello.release == os.uname().release
     assert hello.payload_max == link.protocol.payload_max
     assert hello.workers == link.workers > 1
