@@ -7,6 +7,7 @@ fixture         scope     what it is
 ``guest``       session   a booted kernel whose agent answered; one per worker
 ``machine``     session   the QEMU process under it
 ``oracle``      session   the observer outside it
+``ssh``         session   a shell in the guest: ``ssh.run("uname -r")``, ``put``, ``get``
 ``iobmd``       function  the factories; every descriptor left over is released when the test ends
 ``guest_image`` session   what is booted: kernel, module, agent, initramfs
 ==============  ========  ===========================================================================
@@ -29,7 +30,7 @@ import shutil
 from collections.abc import Generator, Iterator
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -40,6 +41,9 @@ from harness.link import Guest
 from harness.options import MachineOptions, add_options, from_namespace, make_guest, prepare
 from harness.oracle import Oracle
 from harness.vm import Machine
+
+if TYPE_CHECKING:
+    from harness.link.ssh import Ssh
 
 _GUEST = pytest.StashKey[Guest]()
 _CONSOLE_START = pytest.StashKey[int]()
@@ -111,6 +115,14 @@ def machine(guest: Guest) -> Machine:
 def oracle(machine: Machine) -> Oracle:
     """The observer outside the guest: page tables, PAT, MTRRs, memory."""
     return Oracle(machine)
+
+
+@pytest.fixture(scope="session")
+def ssh(pytestconfig: pytest.Config, guest: Guest) -> Ssh:
+    """A shell in the guest; its server is brought there when the first command runs."""
+    with _uncaptured(pytestconfig), _in_its_own_words():
+        guest.image.ssh_payload(RichProgress())  # downloaded once
+    return guest.ssh
 
 
 @pytest.fixture
