@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Measuring by turns: every side once per round, so that whatever the host does hits all of them alike."""
 
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -85,6 +86,18 @@ def interleave(sides: Sequence[Side], rounds: int, task: Task) -> None:
                 task.update(f"round {number + 1} of {rounds}, {side.name}")
                 side.step()
                 task.advance(1)
+
+
+def cost(command: Callable[[], object]) -> dict[str, float]:
+    """Seconds by the clock (``wall``) and of CPU of all processes that ended meanwhile (``cpu``)."""
+    before, started = _children_cpu(), time.perf_counter()
+    command()
+    return {"wall": time.perf_counter() - started, "cpu": _children_cpu() - before}
+
+
+def _children_cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def timings_of(call: Callable[[], object], count: int) -> list[float]:

@@ -2,16 +2,14 @@
 """From nothing to a guest that answers: cold boot, snapshot, and virtme-ng beside them."""
 
 import os
-import resource
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from statistics import median
 
 from harness.bench import vng
 from harness.bench.lab import Lab
-from harness.bench.rounds import Measure, Side
+from harness.bench.rounds import Measure, Side, cost
 from harness.errors import GuestFailure
 from harness.images.run import run
 from harness.iokit import IOKit
@@ -42,7 +40,7 @@ def bench_starts(lab: Lab) -> None:
     kernel, board = lab.image.kernel, lab.board
     notes: list[str] = []
     cold, restored = cold_side(lab), restored_side(lab)
-    whole = Side("own whole command", lambda _: lambda: _cost(lambda: _whole_command(lab)))
+    whole = Side("own whole command", lambda _: lambda: cost(lambda: _whole_command(lab)))
     delivered = Side("vng with vmlinuz", _peer(lab, kernel.vmlinuz.name, notes))
     same = Side("vng with our image", _peer(lab, kernel.boot_image.name, notes))
     ours = restored.series("reply")
@@ -133,21 +131,9 @@ def _peer(lab: Lab, image: str, notes: list[str]) -> Callable[[ExitStack], Measu
         peer = vng.prepare(lab.image.kernel, lab.progress, lab.options.memory_mib, lab.options.cpus)
         if peer.about not in notes:
             notes.append(peer.about)
-        return lambda: _cost(lambda: peer.run(image))
+        return lambda: cost(lambda: peer.run(image))
 
     return prepare
-
-
-def _cost(command: Callable[[], object]) -> Mapping[str, float]:
-    """Seconds by the clock, and seconds of CPU of all children."""
-    before, started = _children_cpu(), time.perf_counter()
-    command()
-    return {"wall": time.perf_counter() - started, "cpu": _children_cpu() - before}
-
-
-def _children_cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def _whole_command(lab: Lab) -> None:
