@@ -95,6 +95,11 @@ enum link_status peer_start(const struct frame *in, size_t length,
 			    struct frame *out, size_t *out_length);
 void peer_reaped(int pid);
 
+/* resume.c */
+enum link_status resume(const struct frame *in, size_t length,
+			struct link_hello *hello, struct frame *out,
+			size_t *out_length);
+
 /* shell.c */
 void shell_start(void);
 void shell_reaped(int pid);

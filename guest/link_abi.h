@@ -14,13 +14,15 @@
 
 #include <stdint.h>
 
-#define LINK_PROTOCOL 1
+#define LINK_PROTOCOL 2
 #define LINK_MAGIC 0x314c4249u /* "IBL1" */
 #define LINK_PAYLOAD_MAX (1u << 20)
 #define LINK_PORT_NAME "org.iobmd.link"
 #define LINK_PEER_PORT_NAME "org.iobmd.peer"
 /* The agent writes this line to the console when it starts to serve. */
 #define LINK_READY_LINE "iobmd-agent: ready"
+/* And this, with the nonce in hexadecimal behind it, after a restore. */
+#define LINK_RESTORED_LINE "iobmd-agent: restored"
 
 enum link_limit {
 	link_protocol = LINK_PROTOCOL,
@@ -39,6 +41,9 @@ enum link_op {
 	LINK_NOISE = 4, /* -> struct link_noise */
 	/* Executed by a worker: a new peer process in place of the last one. */
 	LINK_PEER = 5, /* struct link_peer_start -> struct link_peer */
+	/* The agent's own again. */
+	LINK_HOLD = 6, /* struct link_hold -> empty */
+	LINK_RESUME = 9, /* struct link_resume -> struct link_resumed */
 };
 
 enum link_flag {
@@ -85,6 +90,7 @@ struct link_header {
  * @payload_max: LINK_PAYLOAD_MAX of the agent
  * @pid: the agent's process id (1 in a guest)
  * @boot_nonce: drawn once when the agent started; tells a boot from a restore
+ * @restore_nonce: of the last LINK_RESUME; zero since a boot
  * @page_size: bytes
  * @release: uname -r
  */
@@ -94,6 +100,7 @@ struct link_hello {
 	uint32_t payload_max;
 	uint32_t pid;
 	uint8_t boot_nonce[16];
+	uint8_t restore_nonce[16];
 	uint64_t page_size;
 	char release[72];
 };
@@ -174,6 +181,47 @@ struct link_peer_start {
 struct link_peer {
 	uint32_t pid;
 	int32_t error;
+};
+
+/**
+ * struct link_hold - a snapshot of the machine follows
+ * @ticket: not 0; the id of the first request that counts from now on
+ *
+ * A machine that is put back to the snapshot may still have bytes on their way
+ * to the agent from the life before.  The agent drops everything up to the
+ * header with this id, which nobody used in that life after its first request.
+ */
+struct link_hold {
+	uint64_t ticket;
+};
+
+/**
+ * struct link_resume - the machine was put back to a snapshot
+ * @nonce: fresh; also feeds the kernel's random numbers, alike in every restore
+ * @realtime_ns: the host's time since 1970; the guest's clock is set to it
+ */
+struct link_resume {
+	uint8_t nonce[16];
+	int64_t realtime_ns;
+};
+
+/**
+ * struct link_resumed - the proof that it was
+ * @boot_nonce: as in struct link_hello: the same as when the snapshot was made
+ * @restore_nonce: the request's
+ * @monotonic_ns: CLOCK_MONOTONIC, which goes on where the snapshot was made
+ * @realtime_ns: CLOCK_REALTIME, after it was set
+ * @error: 0, or the errno of a clock that cannot be set or an entropy pool
+ *	that takes nothing
+ * @reserved: 0
+ */
+struct link_resumed {
+	uint8_t boot_nonce[16];
+	uint8_t restore_nonce[16];
+	int64_t monotonic_ns;
+	int64_t realtime_ns;
+	int32_t error;
+	uint32_t reserved;
 };
 
 #endif /* LINK_ABI_H */

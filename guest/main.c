@@ -44,6 +44,9 @@ __attribute__((used)) static const struct {
 	struct link_noise noise;
 	struct link_peer_start peer_start;
 	struct link_peer peer;
+	struct link_hold hold;
+	struct link_resume resume;
+	struct link_resumed resumed;
 } link_abi;
 
 static void say_ready(void)

@@ -37,6 +37,7 @@ class Handle:
         self.process = process
         self.layouts = layouts
         self.label = label
+        self._generation = process.generation
         self._fd: int | None = fd
         self._commands = layouts.enum("iobmd_ioctl")
 
@@ -50,18 +51,26 @@ class Handle:
         """Its descriptor.
 
         Raises:
-            BadInput: it was closed.
+            BadInput: it was closed, or its guest was restored since.
         """
         if self._fd is None:
             raise BadInput(f"{self.label} was released", hint="keep the object alive while it is used")
+        if self._gone:
+            raise BadInput(
+                f"{self.label} is gone: its guest was restored since", hint="make a new one after a restore"
+            )
         return self._fd
 
     def close(self) -> None:
         """Close it; nothing happens the second time, or when the process is gone and its files with it."""
         fd, self._fd = self._fd, None
-        if fd is not None:
+        if fd is not None and not self._gone:
             with contextlib.suppress(PeerDied):
                 self.process.close(fd)
+
+    @property
+    def _gone(self) -> bool:
+        return self.process.generation != self._generation
 
     def command(self, name: str) -> int:
         """The request number of ``IOBMD_IOC_<name>``."""

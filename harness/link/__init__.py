@@ -5,6 +5,7 @@ from harness.link.errors import (
     ChannelBroken,
     GuestBusy,
     GuestOSError,
+    NotRestored,
     RequestMalformed,
     RequestRefused,
     RequestRejected,
@@ -17,6 +18,7 @@ from harness.link.link import Hello, Link, Pending, PendingCall, Reply
 from harness.link.memory import PROT_NONE, PROT_READ, PROT_WRITE, UserMemory
 from harness.link.peer import Peer, PeerDied, PeerNotStarted
 from harness.link.process import IoctlResult, PendingIoctl, Process
+from harness.link.start import Start, StartKind
 from harness.link.syscalls import In, InOut, Nr, Out, SyscallResult, cstring
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "InOut",
     "IoctlResult",
     "Link",
+    "NotRestored",
     "Nr",
     "Out",
     "Peer",
@@ -48,6 +51,8 @@ __all__ = [
     "RequestRejected",
     "RequestTimedOut",
     "RequestTooBig",
+    "Start",
+    "StartKind",
     "SyscallResult",
     "UnknownOperation",
     "UserMemory",

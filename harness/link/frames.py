@@ -139,6 +139,8 @@ class Protocol:
         self.syscall = ops["LINK_SYSCALL"]
         self.noise = ops["LINK_NOISE"]
         self.peer = ops["LINK_PEER"]
+        self.hold = ops["LINK_HOLD"]
+        self.resume = ops["LINK_RESUME"]
         self.reply = layouts.enum("link_flag")["LINK_REPLY"]
         self.ops: Mapping[int, str] = {number: name for name, number in ops.items()}
         self.statuses: Mapping[int, str] = {
@@ -155,6 +157,9 @@ class Protocol:
         self.noise_record = Record(layouts.struct("link_noise"))
         self.peer_start_record = Record(layouts.struct("link_peer_start"))
         self.peer_record = Record(layouts.struct("link_peer"))
+        self.hold_record = Record(layouts.struct("link_hold"))
+        self.resume_record = Record(layouts.struct("link_resume"))
+        self.resumed_record = Record(layouts.struct("link_resumed"))
         self._check_at = self.header.offset("check")
         self._pack_header = self.header.packer("magic", "length", "id", "op", "flags", "status")
         self._unpack_header = self.header.unpacker("check", "length", "id", "op", "flags", "status")

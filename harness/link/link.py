@@ -51,6 +51,7 @@ class Hello:
         payload_max: largest payload in bytes.
         pid: 1 in a guest.
         boot_nonce: 16 bytes drawn when the agent started; tells a boot from a restore.
+        restore_nonce: 16 bytes of the latest restore; zeros since a boot.
         page_size: bytes.
         release: ``uname -r``.
     """
@@ -60,8 +61,28 @@ class Hello:
     payload_max: int
     pid: int
     boot_nonce: bytes
+    restore_nonce: bytes
     page_size: int
     release: str
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What the agent says after a restore (struct link_resumed).
+
+    Attributes:
+        boot_nonce: as in `Hello`.
+        restore_nonce: the request's.
+        monotonic_ns: the guest's CLOCK_MONOTONIC in nanoseconds.
+        realtime_ns: its CLOCK_REALTIME, just set.
+        error: 0, or the errno of what could not be set.
+    """
+
+    boot_nonce: bytes
+    restore_nonce: bytes
+    monotonic_ns: int
+    realtime_ns: int
+    error: int
 
 
 class Pending:
@@ -214,6 +235,29 @@ class Link:
         hello = Hello(**fields)
         self.workers = hello.workers
         return hello
+
+    def hold(self, ticket: int, timeout: float = 5.0) -> None:
+        """Announce a snapshot: from the reply on, the agent drops everything before request number *ticket*.
+
+        Args:
+            ticket: not 0; the `Link` that follows on this stream is made with it.
+            timeout: seconds.
+        """
+        self.submit(self.protocol.hold, self.protocol.hold_record.pack(ticket=ticket)).wait(timeout)
+
+    def resume(self, nonce: bytes, realtime_ns: int, timeout: float = 5.0) -> Resumed:
+        """Tell a guest that it was restored: the time of day, and 16 bytes no other restore has had.
+
+        Args:
+            nonce: 16 random bytes; they also feed the guest's random numbers.
+            realtime_ns: nanoseconds since 1970.
+            timeout: seconds.
+        """
+        payload = self.protocol.resume_record.pack(nonce=nonce, realtime_ns=realtime_ns)
+        reply = self.submit(self.protocol.resume, payload).wait(timeout).payload
+        fields = self.protocol.resumed_record.unpack(reply)
+        del fields["reserved"]
+        return Resumed(**fields)
 
     def syscall(self, number: int, *args: Argument, timeout: float = 30.0, what: str = "") -> SyscallResult:
         """One system call, executed by the agent.

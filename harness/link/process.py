@@ -17,6 +17,7 @@ from harness.link.memory import PROT_READ, PROT_WRITE, Stage, UserMemory, map_me
 from harness.link.syscalls import Buffer, In, InOut, Nr, Out, SyscallResult, cstring
 
 _CHUNK = 512 * 1024
+_FIRST_CHUNK = 8 * 1024
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Process:
         link: to the process.
         hello: who answers.
         operation_timeout: seconds for one system call.
+        generation: how often the process was replaced by another, as a restore of its guest does; what was
+            opened in an earlier one is gone.
     """
 
     image: GuestImage
@@ -74,6 +77,7 @@ class Process:
     operation_timeout: float = 30.0
 
     def __init__(self) -> None:
+        self.generation = 0
         self._stage: Stage | None = None
         self._stage_lock = threading.Lock()
 
@@ -145,12 +149,15 @@ class Process:
         """The whole contents of a file of the guest; works for /proc and /sys."""
         fd = self.open(path, os.O_RDONLY)
         parts: list[bytes] = []
+        room = _FIRST_CHUNK  # all of the room comes back with the reply, used or not
         try:
             while True:
-                result = self.syscall(Nr.READ, fd, Out(_CHUNK), _CHUNK, what=f"read {path}")
+                result = self.syscall(Nr.READ, fd, Out(room), room, what=f"read {path}")
                 if result.value == 0:
                     return b"".join(parts)
                 parts.append(result.outputs[0][: result.value])
+                if result.value == room:
+                    room = min(room * 8, _CHUNK)
         finally:
             self.close(fd)
 
@@ -245,6 +252,12 @@ class Process:
                 raise
             return True
         return False
+
+    def _begin_anew(self) -> None:
+        """Another process takes this one's place: none of its descriptors is one of ours."""
+        with self._stage_lock:
+            self.generation += 1
+            self._stage = None
 
     def _staged(self) -> Stage:
         with self._stage_lock:

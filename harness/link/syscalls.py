@@ -40,6 +40,7 @@ class Nr(enum.IntEnum):
     KILL = 62
     UNAME = 63
     DELETE_MODULE = 176
+    CLOCK_GETTIME = 228
     FINIT_MODULE = 313
     MEMFD_CREATE = 319
     PIDFD_SEND_SIGNAL = 424

@@ -119,7 +119,9 @@ def test_an_unusable_qemu_is_named(
 def test_a_version_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_qemu(tmp_path, "echo 'QEMU emulator version 9.2.4 (Debian 1:9.2.4)'")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert find_qemu() == Qemu(tmp_path / "qemu-system-x86_64", "9.2.4")
+    assert find_qemu() == Qemu(
+        tmp_path / "qemu-system-x86_64", "9.2.4", "QEMU emulator version 9.2.4 (Debian 1:9.2.4)"
+    )
 
 
 def test_a_missing_qemu_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
