@@ -60,7 +60,7 @@ from harness.pytest_plugin.asked import (
 )
 from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, lines, seats_of, taken
 from harness.pytest_plugin.workers import capped
-from harness.vm import Machine, SnapshotStore
+from harness.vm import Machine
 
 pytest_plugins = ("harness.pytest_plugin.workers",)
 
@@ -76,9 +76,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fresh", action="store_true",
         help="make the guest as clean as after its boot before every test that uses it",
     )  # fmt: skip
-    group.addoption(
-        "--no-snapshot", action="store_true", help="boot every guest: neither use a snapshot nor make one"
-    )
     group.addoption(
         "--results", metavar="DIR", type=Path, default=Path("results"),
         help="where failing tests leave console, QEMU command line and how to repeat; default %(default)s",
@@ -220,10 +217,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @contextlib.contextmanager
 def _seated(config: pytest.Config, image: GuestImage, role: Role) -> Iterator[Seat]:
     """Start a guest, keep it in its seat, end it."""
-    snapshots = None if config.getoption("--no-snapshot") else SnapshotStore.default()
     with contextlib.ExitStack() as stack:
         with in_its_own_words():
-            started = stack.enter_context(make_guest(machine_options(config), image, snapshots=snapshots))
+            started = stack.enter_context(make_guest(machine_options(config), image, progress(config)))
         yield stack.enter_context(taken(config, Seat(role, started, config.stash[_KERNEL])))
 
 

@@ -86,10 +86,10 @@ class Seat:
             found = self._what_is_wrong(ask=not clean)
             if found is not None or clean:
                 self._restore()
-            if found is not None:
+            if found is not None and self.role is Role.SESSION:  # to be killed is what a fresh one is for
                 self._deaths.append(
-                    f"the {self.role.value} guest died in {self.used_by}: {found.summary}; "
-                    f"{describe_start(self.guest.start)} for {test}"
+                    f"the session guest died in {self.used_by}: {found.summary}; "
+                    f"{self.guest.start} for {test}"
                 )
         self.used_by = test
         self._console = (self.guest.machine.console, len(self.guest.machine.console.text()))
@@ -104,7 +104,7 @@ class Seat:
         """Lines for the end of the session: what it was, how it started, the restores, the deaths."""
         first, *later = self.guest.starts
         head = self._what if self.role is Role.SESSION else f"a second guest, {self.guest.hello.release}"
-        parts = [head, describe_start(first)]
+        parts = [head, str(first)]
         if later:
             parts.append(describe_restores(later))
         return ("; ".join(parts), *self._deaths)
@@ -180,16 +180,6 @@ def seats_of(item: pytest.Item) -> tuple[Seat, ...]:
     kernel = callspec.params.get("guest_image") if callspec is not None else None
     found = (seat_of(item.config, role) for role in roles_of(item))
     return tuple(seat for seat in found if seat is not None and seat.kernel == kernel)
-
-
-def describe_start(start: Start) -> str:
-    """Say how a guest started, for example ``restored from a snapshot in 0.10 s``."""
-    words = {
-        StartKind.BOOTED: "booted in {:.2f} s",
-        StartKind.RESTORED: "restored from a snapshot in {:.2f} s",
-        StartKind.REWOUND: "rewound in {:.3f} s",
-    }[start.how].format(start.seconds)
-    return f"{words} ({start.why})" if start.why else words
 
 
 def describe_restores(starts: Iterable[Start]) -> str:

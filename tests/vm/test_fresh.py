@@ -14,6 +14,8 @@ import sys
 
 import pytest
 
+from harness.images import cache_root
+
 # What is looked at stands in `look`; @GUEST@ is the fixture's name.  Poisons that end in death are marked.
 POISONED = """
 import os
@@ -28,6 +30,7 @@ from harness.link import GuestOSError, Nr, Out
 MIB = 1 << 20
 PWT = 1 << 3
 CLEAN = {}
+RESTORES = []
 LEFT = []  # keeps what was leaked from being released by Python's own tidiness
 
 
@@ -47,8 +50,7 @@ def look(guest, oracle, iobmd):
         "mounts and files": guest.read_file("/proc/mounts") + names(guest, "/tmp"),
         "children": guest.read_file("/proc/1/task/1/children"),
         "loaded": [line.split()[0] for line in guest.read_file("/proc/modules").splitlines()],
-        "this boot, by the kernel": guest.read_file("/proc/sys/kernel/random/boot_id"),
-        "this boot, by the agent": guest.hello.boot_nonce,
+        "this boot": guest.hello.boot_nonce,
     }
 
 
@@ -151,6 +153,8 @@ def test_as_clean_as_ever(@GUEST@, iobmd, oracle, poison):
     found = look(guest, oracle, iobmd)
     assert found == (CLEAN or found)
     CLEAN.update(found)
+    assert guest.hello.restore_nonce not in RESTORES
+    RESTORES.append(guest.hello.restore_nonce)
     iobmd.close()  # a module in use cannot be unloaded
     poison(guest, oracle)
     assert poison not in TRACES or shows(guest, oracle, found)
@@ -182,6 +186,62 @@ def session(tmp_path, pytestconfig):
     return run
 
 
+OLDER = '''
+import pytest
+
+from harness.iokit import IOKit
+
+
+@pytest.fixture(scope="module")
+def long(guest):
+    """Lives over restores, and is closed when its guest is another one for long."""
+    with IOKit(guest) as session, IOKit(guest.peer) as other:
+        session.withOptions(3, 4096)
+        other.withOptions(3, 4096)
+        yield session
+
+
+def test_makes(long, iobmd, guest):
+    buf = iobmd.withOptions(3, 65536)
+    buf.createMappingInTask(guest.peer, 0, 1)
+    assert iobmd.info().live == 3
+
+
+def test_is_restored_below_them(long, iobmd, guest):
+    assert iobmd.info().live == 0
+    iobmd.withOptions(3, 65536).createMappingInTask(guest.peer, 0, 1)
+    guest.restore()
+    with IOKit(guest) as new:
+        assert new.info().live == 0
+        assert guest.peer.alive
+
+
+def test_ends(iobmd):
+    assert iobmd.info().live == 0
+'''
+
+
+def test_sessions_with_a_guest_that_is_no_more_end_in_silence(session):
+    done = session(OLDER, "--fresh")
+    assert done.returncode == 0
+    assert "3 passed" in done.stdout
+
+
+def test_workers_share_one_snapshot(session, tmp_path_factory, monkeypatch):
+    """One boots and makes it, the other waits for that."""
+    cache = tmp_path_factory.mktemp("cache")
+    for entry in cache_root().iterdir():
+        if entry.name != "snapshots":
+            (cache / entry.name).symlink_to(entry)
+    monkeypatch.setenv("IOBMD_CACHE", str(cache))
+    done = session(SHARED, "-n", "2")
+    assert done.returncode == 0
+    ways = re.findall(r"^iobmd: \[gw\d\] 6\..*; (booted|restored)", done.stdout, re.MULTILINE)
+    assert sorted(ways) == ["booted", "restored"]
+    assert len(list((cache / "snapshots").iterdir())) == 1
+
+
+SHARED = "import pytest\n@pytest.mark.parametrize('n', range(8))\ndef test_it(guest, n): guest.link.ping()"
 BACKWARDS = "def pytest_collection_modifyitems(items): items.reverse()"
 
 

@@ -35,8 +35,8 @@ class Console:
 class FakeGuest:
     """Dirt lies in ``files``; ``dead``, ``silent`` and ``broken_restores`` are for tests to set."""
 
-    def __init__(self, options: Any, image: Any, snapshots: Any) -> None:
-        self.options, self.image, self.snapshots = options, image, snapshots
+    def __init__(self, options: Any, image: Any) -> None:
+        self.options, self.image = options, image
         self.number = next(_NUMBERS)
         self.generation = 0
         self.starts: tuple[Start, ...] = ()
@@ -53,7 +53,7 @@ class FakeGuest:
 
     def __enter__(self) -> FakeGuest:
         STARTED.append(self)
-        kind = StartKind.BOOTED if self.snapshots is None else StartKind.RESTORED
+        kind = StartKind.RESTORED if self.options.snapshot else StartKind.BOOTED
         self.starts += (Start(kind, 0.1, "so it was asked"),)
         return self
 
@@ -104,10 +104,9 @@ def install(memory_mib: int | None = None) -> Callable[[], None]:
         return SimpleNamespace(kernel=kernel, module=SimpleNamespace(build_id="01"))
 
     fakes: list[tuple[Any, str, Any]] = [
-        (plugin, "make_guest", lambda options, image, *, snapshots: FakeGuest(options, image, snapshots)),
+        (plugin, "make_guest", lambda options, image, _: FakeGuest(options, image)),
         (plugin, "prepare", image),
         (plugin, "IOKit", FakeIOKit),
-        (plugin, "SnapshotStore", SimpleNamespace(default=lambda: "the store")),
         (asked, "prepare_kernel", lambda selector, _: SimpleNamespace(release=RELEASES[selector.recipe])),
     ]
     if memory_mib is not None:

@@ -53,7 +53,8 @@ def session(tmp_path):
         (tmp_path / "test_mine.py").write_text(text)
         return subprocess.run(
             [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "error", *argv],
-            cwd=tmp_path, env={**own_environment(), **environment}, capture_output=True, text=True, timeout=60, check=False,
+            cwd=tmp_path, env={**own_environment(), **environment}, capture_output=True, text=True,
+            timeout=60, check=False,
         )  # fmt: skip
 
     return run
