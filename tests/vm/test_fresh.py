@@ -252,7 +252,12 @@ def test_no_poison_reaches_the_next_test(session, fixture, argv):
     done = session(POISONED.replace("@GUEST@", fixture), *argv)
     assert done.returncode == 0
     assert "15 passed" in done.stdout
-    assert "restored 14 times: 11 in place (" in done.stdout
+    # Deaths need a new QEMU; so does a guest whose clock ran on too far, as it does on a busy host.
+    found = re.search(r"restored 14 times: (\d+) in place \(.*, (\d+) in a new QEMU \(", done.stdout)
+    in_place, anew = (int(number) for number in found.groups())
+    assert in_place + anew == 14
+    assert anew >= 3
+    assert in_place >= 3
 
 
 def test_the_order_makes_no_difference(session):
