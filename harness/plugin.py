@@ -217,10 +217,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @contextlib.contextmanager
 def _seated(config: pytest.Config, image: GuestImage, role: Role) -> Iterator[Seat]:
     """Start a guest, keep it in its seat, end it."""
+    options = machine_options(config)
     with contextlib.ExitStack() as stack:
         with in_its_own_words():
-            started = stack.enter_context(make_guest(machine_options(config), image, progress(config)))
-        yield stack.enter_context(taken(config, Seat(role, started, config.stash[_KERNEL])))
+            started = stack.enter_context(make_guest(options, image, progress(config)))
+        seat = Seat(role, started, config.stash[_KERNEL], snapshots=options.snapshot)
+        yield stack.enter_context(taken(config, seat))
 
 
 def _make_ready(session: pytest.Session, seat: Seat, test: str, *, clean: bool) -> None:

@@ -49,6 +49,7 @@ class Seat:
         role: what it is for.
         guest: started.
         kernel: which of several kernels it runs, as typed after ``--kernel``; None where there is only one.
+        snapshots: whether it may start from a snapshot.
 
     Attributes:
         role: as given.
@@ -57,11 +58,12 @@ class Seat:
         used_by: id of the last test that used it; ``""`` before the first.
     """
 
-    def __init__(self, role: Role, guest: Guest, kernel: str | None = None) -> None:
+    def __init__(self, role: Role, guest: Guest, kernel: str | None, *, snapshots: bool) -> None:
         self.role = role
         self.guest = guest
         self.kernel = kernel
         self.used_by = ""
+        self._snapshots = snapshots
         self._deaths: list[str] = []
         machine = guest.machine
         accelerator = machine.accelerator
@@ -104,7 +106,9 @@ class Seat:
         """Lines for the end of the session: what it was, how it started, the restores, the deaths."""
         first, *later = self.guest.starts
         head = self._what if self.role is Role.SESSION else f"a second guest, {self.guest.hello.release}"
-        parts = [head, str(first)]
+        # A boot that was not the second choice is the first of its kind.
+        new = self._snapshots and first.how is StartKind.BOOTED and not first.why
+        parts = [head, f"{first} (its snapshot was made)" if new else str(first)]
         if later:
             parts.append(describe_restores(later))
         return ("; ".join(parts), *self._deaths)

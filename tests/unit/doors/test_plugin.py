@@ -157,6 +157,26 @@ def test_no_snapshot_is_for_both_guests(session, argv, allowed):
     session(text.format(allowed), *argv).assert_outcomes(passed=1)
 
 
+@pytest.mark.parametrize(
+    ("why", "argv", "said"),
+    [
+        ("", (), "; booted in 100 ms (its snapshot was made)"),
+        ("no room", (), "; booted in 100 ms (no room)"),
+        ("", ("--no-snapshot",), "; booted in 100 ms"),
+    ],
+)
+def test_a_boot_says_why_it_was_one(session, why, argv, said):
+    text = f"""
+        import fake_guest
+        from harness.link import Start, StartKind
+
+        def test_it(guest):
+            guest.starts = (Start(StartKind.BOOTED, 0.1, {why!r}),)
+    """
+    done = session(text, *argv)
+    assert next(line for line in done.outlines if line.startswith("iobmd: 6.1.0")).endswith(said)
+
+
 def test_an_oracle_is_kept_all_along_its_guest(session):
     text = """
         seen = set()
@@ -180,10 +200,12 @@ def test_several_kernels_each_have_their_guests(session):
             assert len(fake_guest.STARTED) == 2
             guest.dead = True
         def test_oracle(oracle, guest): assert not guest.dead
+        def test_kills(guest): guest.dead = True  # and nobody is left who needs it
     """
     done = session(text, *TWO_KERNELS, "-v")
-    done.assert_outcomes(passed=6)
+    done.assert_outcomes(passed=8)
     said = done.stdout.str()
+    assert said.count(" died in ") == 2
     for release in ("6.1.0-cloud", "6.12.0-cloud"):
         assert f"test_fresh[{release}]" in said
         assert f"iobmd: {release} (" in said
