@@ -118,6 +118,7 @@ def test_a_fresh_guest_is_restored_for_every_test_and_the_other_one_never(sessio
         "iobmd: a second guest, 6.1.0-cloud; restored from a snapshot in 100 ms (so it was asked); " in said
     )
     assert "restored 2 times: 1 in place (20 ms), 1 in a new QEMU (20 ms)" in said
+    assert " died in " not in said  # that is what it is for
 
 
 CLEAN = """
