@@ -14,8 +14,9 @@ fixture            scope     what it is
 =================  ========  ========================================================================
 
 ``iobmd`` and ``oracle`` are about the session's guest; in a test that names ``fresh_guest`` or
-``fresh_machine`` they are about the fresh one.  ``--fresh`` makes the session's guest clean before every test
-that uses it, which is about what naming the fresh one in each of them would do.
+``fresh_machine`` they are about the fresh one, and ``fresh_guest.restore()`` makes it clean once more.
+``--fresh`` makes the session's guest clean before every test that uses it; what a fixture of a wider scope
+had open in there is gone then.
 
 Guests start from a snapshot, which the first session with a kernel and a machine makes; ``--no-snapshot``
 boots them.  A guest that a test has killed or silenced is restored before the next test that uses it, and the

@@ -90,8 +90,7 @@ class Seat:
                 self._restore()
             if found is not None and self.role is Role.SESSION:  # to be killed is what a fresh one is for
                 self._deaths.append(
-                    f"the session guest died in {self.used_by}: {found.summary}; "
-                    f"{self.guest.start} for {test}"
+                    f"the session guest died in {self.used_by}: {_told(found)}; {self.guest.start} for {test}"
                 )
         self.used_by = test
         self._console = (self.guest.machine.console, len(self.guest.machine.console.text()))
@@ -184,6 +183,11 @@ def seats_of(item: pytest.Item) -> tuple[Seat, ...]:
     kernel = callspec.params.get("guest_image") if callspec is not None else None
     found = (seat_of(item.config, role) for role in roles_of(item))
     return tuple(seat for seat in found if seat is not None and seat.kernel == kernel)
+
+
+def _told(error: HarnessError) -> str:
+    """One line of an error."""
+    return error.summary + (f" ({error.observed})" if error.observed else "")
 
 
 def describe_restores(starts: Iterable[Start]) -> str:

@@ -78,7 +78,7 @@ class FakeGuest:
 
     def _check(self) -> None:
         if self.dead:
-            raise GuestFailure("QEMU was killed")
+            raise GuestFailure("QEMU was killed", observed="by whom, nobody knows")
 
     def _syscall(self, *_: object, timeout: float, what: str) -> None:
         if self.silent:
