@@ -1,27 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The pytest door: fixtures that start a guest, speak to it and look at it from outside.
 
-=================  ========  ========================================================================
-fixture            scope     what it is
-=================  ========  ========================================================================
-``guest``          session   a running kernel whose agent answered; one per worker
-``machine``        session   the QEMU process under it
-``fresh_guest``    function  a second guest, as clean as after its boot, for this test alone
-``fresh_machine``  function  the QEMU process under that one
-``iobmd``          function  the factories; every descriptor left over is released when the test ends
-``oracle``         function  the observer outside the guest
-``guest_image``    session   what is booted: kernel, module, agent, initramfs
-=================  ========  ========================================================================
-
-``iobmd`` and ``oracle`` are about the session's guest; in a test that names ``fresh_guest`` or
-``fresh_machine`` they are about the fresh one, and ``fresh_guest.restore()`` makes it clean once more.
-``--fresh`` makes the session's guest clean before every test that uses it; what a fixture of a wider scope
-had open in there is gone then.
-
-Guests start from a snapshot, which the first session with a kernel and a machine makes; ``--no-snapshot``
-boots them.  A guest that a test has killed or silenced is restored before the next test that uses it, and the
-end of the session says which test that was.
-
+=================  ========  =================================================================
 ``--kernel`` takes one kernel, several with commas between, or ``all``: with more than one, every test that
 uses a guest runs on each, and its id carries the kernel's release.  JUnit reports name the kernel, QEMU,
 accelerator and module build of every such test, how its guest was started, and the clause it decides where it
@@ -39,6 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import pytest
@@ -62,6 +43,9 @@ from harness.pytest_plugin.asked import (
 from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, lines, seats_of, taken
 from harness.pytest_plugin.workers import capped
 from harness.vm import Machine
+
+if TYPE_CHECKING:
+    from harness.link.ssh import Ssh
 
 pytest_plugins = ("harness.pytest_plugin.workers",)
 
@@ -139,7 +123,7 @@ def iobmd_fresh_seat(pytestconfig: pytest.Config, guest_image: GuestImage) -> It
 
 @pytest.fixture
 def fresh_guest(request: pytest.FixtureRequest, iobmd_fresh_seat: Seat) -> Guest:
-    """A guest for this test alone, as clean as after its boot; ``iobmd`` and ``oracle`` are about it."""
+    """A guest for this test alone, as clean as after its boot; ``iobmd``, ``oracle`` and ``ssh`` mean it."""
     _make_ready(request.session, iobmd_fresh_seat, request.node.nodeid, clean=True)
     return iobmd_fresh_seat.guest
 
@@ -166,6 +150,14 @@ def oracle(pytestconfig: pytest.Config, iobmd_subject: Guest) -> Oracle:
     if iobmd_subject not in known:
         known[iobmd_subject] = Oracle(iobmd_subject.machine)
     return known[iobmd_subject]
+
+
+@pytest.fixture
+def ssh(pytestconfig: pytest.Config, iobmd_subject: Guest) -> Ssh:
+    """A shell in the guest; its server is brought there when the first command runs."""
+    with uncaptured(pytestconfig), in_its_own_words():
+        iobmd_subject.image.ssh_payload(progress(pytestconfig))  # downloaded once
+    return iobmd_subject.ssh
 
 
 @pytest.fixture
