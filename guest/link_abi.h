@@ -21,6 +21,8 @@
 #define LINK_PEER_PORT_NAME "org.iobmd.peer"
 /* The agent writes this line to the console when it starts to serve. */
 #define LINK_READY_LINE "iobmd-agent: ready"
+/* And this, with the nonce in hexadecimal behind it, after a restore. */
+#define LINK_RESTORED_LINE "iobmd-agent: restored"
 
 enum link_limit {
 	link_protocol = LINK_PROTOCOL,
@@ -39,6 +41,12 @@ enum link_op {
 	LINK_NOISE = 4, /* -> struct link_noise */
 	/* Executed by a worker: a new peer process in place of the last one. */
 	LINK_PEER = 5, /* struct link_peer_start -> struct link_peer */
+	/* Executed by a worker: system calls one after the other. */
+	LINK_BATCH =
+		7, /* struct link_batch ... -> struct link_batch_result ... */
+	/* The agent's own again. */
+	LINK_HOLD = 6, /* struct link_hold -> empty */
+	LINK_RESUME = 9, /* struct link_resume -> struct link_resumed */
 	/* Executed by a worker: start a program, or ask after one. */
 	LINK_SPAWN = 8, /* struct link_spawn, strings -> struct link_spawned */
 };
@@ -87,6 +95,7 @@ struct link_header {
  * @payload_max: LINK_PAYLOAD_MAX of the agent
  * @pid: the agent's process id (1 in a guest)
  * @boot_nonce: drawn once when the agent started; tells a boot from a restore
+ * @restore_nonce: of the last LINK_RESUME; zero since a boot
  * @page_size: bytes
  * @release: uname -r
  */
@@ -96,6 +105,7 @@ struct link_hello {
 	uint32_t payload_max;
 	uint32_t pid;
 	uint8_t boot_nonce[16];
+	uint8_t restore_nonce[16];
 	uint64_t page_size;
 	char release[72];
 };
@@ -149,6 +159,66 @@ struct link_syscall_result {
 	int64_t result;
 };
 
+enum link_batch_flag {
+	/* make no more calls after one that failed */
+	LINK_BATCH_STOP = 1,
+};
+
+/**
+ * struct link_batch - execute system calls in order, by one thread
+ * @calls: how many struct link_batch_call follow this structure
+ * @relocs: how many struct link_reloc follow the calls, LINK_RELOC_ARENA only
+ * @filled: how many bytes of initial arena contents follow the relocs
+ * @arena: size of the arena, which all calls share; see struct link_syscall
+ * @out_start: first arena byte to send back
+ * @out_length: number of arena bytes to send back
+ * @flags: enum link_batch_flag bits
+ * @reserved: 0
+ *
+ * The request is malformed as a whole or sound as a whole, and refused as a
+ * whole where the host could have known: for a call with no loaded argument.
+ */
+struct link_batch {
+	uint32_t calls;
+	uint32_t relocs;
+	uint32_t filled;
+	uint32_t arena;
+	uint32_t out_start;
+	uint32_t out_length;
+	uint32_t flags;
+	uint32_t reserved;
+};
+
+/**
+ * struct link_batch_call - one of the calls
+ * @number: x86-64 system call number
+ * @args: its six arguments; for some of them an arena offset
+ * @arena_args: bit k: the address of the arena byte @args[k] is passed
+ * @load_args: bit k: the int32_t that lies at arena offset @args[k] when the
+ *	call is made is passed, sign-extended; a descriptor, for instance, that
+ *	a call before this one has put there
+ */
+struct link_batch_call {
+	uint64_t number;
+	uint64_t args[6];
+	uint32_t arena_args;
+	uint32_t load_args;
+};
+
+/**
+ * struct link_batch_result - how far it got
+ * @made: calls that were made, from the first one on
+ * @status: LINK_OK; else the enum link_status for which call number @made was
+ *	not made, and none after it
+ *
+ * Followed by an int64_t for each call of the request, the raw value, 0 for
+ * calls that were not made; then by the arena window that was asked for.
+ */
+struct link_batch_result {
+	uint32_t made;
+	uint32_t status;
+};
+
 /**
  * struct link_noise - bytes that were no frame
  * @skipped: how many were dropped before the next frame (or so far)
@@ -176,6 +246,47 @@ struct link_peer_start {
 struct link_peer {
 	uint32_t pid;
 	int32_t error;
+};
+
+/**
+ * struct link_hold - a snapshot of the machine follows
+ * @ticket: not 0; the id of the first request that counts from now on
+ *
+ * A machine that is put back to the snapshot may still have bytes on their way
+ * to the agent from the life before.  The agent drops everything up to the
+ * header with this id, which nobody used in that life after its first request.
+ */
+struct link_hold {
+	uint64_t ticket;
+};
+
+/**
+ * struct link_resume - the machine was put back to a snapshot
+ * @nonce: fresh; also feeds the kernel's random numbers, alike in every restore
+ * @realtime_ns: the host's time since 1970; the guest's clock is set to it
+ */
+struct link_resume {
+	uint8_t nonce[16];
+	int64_t realtime_ns;
+};
+
+/**
+ * struct link_resumed - the proof that it was
+ * @boot_nonce: as in struct link_hello: the same as when the snapshot was made
+ * @restore_nonce: the request's
+ * @monotonic_ns: CLOCK_MONOTONIC, which goes on where the snapshot was made
+ * @realtime_ns: CLOCK_REALTIME, after it was set
+ * @error: 0, or the errno of a clock that cannot be set or an entropy pool
+ *	that takes nothing
+ * @reserved: 0
+ */
+struct link_resumed {
+	uint8_t boot_nonce[16];
+	uint8_t restore_nonce[16];
+	int64_t monotonic_ns;
+	int64_t realtime_ns;
+	int32_t error;
+	uint32_t reserved;
 };
 
 /**

@@ -111,6 +111,9 @@ static void run(struct worker *me, size_t length)
 
 	if (me->in->header.op == LINK_PEER)
 		status = peer_start(me->in, length, me->out, &out_length);
+	else if (me->in->header.op == LINK_BATCH)
+		status = batch_call(&me->arena, me->in, length,
+				    server.reader.fd, me->out, &out_length);
 	else if (me->in->header.op == LINK_SPAWN)
 		status = spawn_program(me->in, length, me->out, &out_length);
 	else
@@ -184,6 +187,20 @@ static bool well_formed(const struct link_header *header)
 	       !header->reserved;
 }
 
+/* Called by the reader; the answer to this is the last before the ticket. */
+static enum link_status hold(const struct frame *in, size_t length)
+{
+	struct link_hold request;
+
+	if (length != sizeof(request))
+		return LINK_MALFORMED;
+	memcpy(&request, in->payload, sizeof(request));
+	if (!request.ticket)
+		return LINK_MALFORMED;
+	server.ticket = request.ticket;
+	return LINK_OK;
+}
+
 /* Answer one frame.  False when this thread is no longer the reader. */
 static bool answer(struct worker *me, size_t length)
 {
@@ -201,8 +218,13 @@ static bool answer(struct worker *me, size_t length)
 	} else if (asked->op == LINK_HELLO) {
 		out_length = sizeof(server.hello);
 		memcpy(me->out->payload, &server.hello, out_length);
+	} else if (asked->op == LINK_HOLD) {
+		status = hold(me->in, length);
+	} else if (asked->op == LINK_RESUME) {
+		status = resume(me->in, length, &server.hello, me->out,
+				&out_length);
 	} else if (asked->op != LINK_SYSCALL && asked->op != LINK_PEER &&
-		   asked->op != LINK_SPAWN) {
+		   asked->op != LINK_BATCH && asked->op != LINK_SPAWN) {
 		status = LINK_UNKNOWN_OP;
 	} else if (hand_over()) {
 		run(me, length);

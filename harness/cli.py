@@ -135,7 +135,7 @@ def _check(arguments: argparse.Namespace) -> int:
     image = prepare(options, progress)
     decided: list[ClauseResult] = []
     try:
-        with make_guest(options, image) as booted, IOKit(booted) as iokit:
+        with make_guest(options, image, progress) as booted, IOKit(booted) as iokit:
             judgement = judge(booted, iokit, Oracle(booted.machine), clauses, progress, into=decided)
     except GuestFailure:
         if decided:

@@ -19,7 +19,7 @@ from harness.images import (
     prepare_kernel,
 )
 from harness.link import Guest, GuestOptions
-from harness.vm import Accel, MachineSpec
+from harness.vm import Accel, MachineSpec, SnapshotStore
 
 DEFAULT_RECIPE = default_recipe()
 _DEFAULT_MEMORY = 512
@@ -37,6 +37,7 @@ class MachineOptions:
         cpus: virtual CPUs.
         accel: which accelerator to use.
         refresh: look for a newer version of the recipe's kernel first.
+        snapshot: start from a snapshot where there is one, and make it where there is none.
     """
 
     kernel: str = DEFAULT_RECIPE
@@ -46,6 +47,7 @@ class MachineOptions:
     cpus: int = 1
     accel: Accel = Accel.AUTO
     refresh: bool = False
+    snapshot: bool = True
 
     def __post_init__(self) -> None:
         """Refuse a machine that cannot be before a kernel is downloaded for it.
@@ -94,6 +96,9 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--cpus", metavar="N", type=int, default=1, help="virtual CPUs; default %(default)s")
     add("--accel", choices=[accel.value for accel in Accel], default=Accel.AUTO.value,
         help="auto uses KVM only where a guest has answered under it; default %(default)s")  # fmt: skip
+    add("--no-snapshot", action="store_true", default=False,
+        help="boot every guest; without this it starts from the snapshot of one that has booted before, and "
+        "makes one when there is none")  # fmt: skip
 
 
 def from_namespace(values: Namespace) -> MachineOptions:
@@ -106,6 +111,7 @@ def from_namespace(values: Namespace) -> MachineOptions:
         cpus=values.cpus,
         accel=Accel(values.accel),
         refresh=getattr(values, "refresh", False),
+        snapshot=not values.no_snapshot,
     )
 
 
@@ -120,6 +126,17 @@ def prepare(options: MachineOptions, progress: Progress, *, with_shell: bool = F
     return prepare_guest(kernel, progress, with_shell=with_shell)
 
 
-def make_guest(options: MachineOptions, image: GuestImage, *, with_shell: bool = False) -> Guest:
-    """Return the guest, not booted yet: a context manager."""
-    return Guest(image, options.guest(with_shell=with_shell))
+def make_guest(
+    options: MachineOptions, image: GuestImage, progress: Progress | None = None, *, with_shell: bool = False
+) -> Guest:
+    """Return the guest, not started yet: a context manager.
+
+    Args:
+        options: as typed.
+        image: from `prepare`.
+        progress: told when a snapshot is thrown away, and why.
+        with_shell: the agent serves a shell on the console as well. Such a guest is booted: a snapshot would
+            keep the boot from who wants to see it.
+    """
+    snapshots = SnapshotStore.default(progress) if options.snapshot and not with_shell else None
+    return Guest(image, options.guest(with_shell=with_shell), snapshots)

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Talking to the guest: framed requests over a virtio-serial port, and the guest they boot."""
 
+from harness.link.batch import Batch
+from harness.link.columns import Column, Loaded
 from harness.link.errors import (
     ChannelBroken,
     GuestBusy,
     GuestOSError,
+    NotRestored,
     RequestMalformed,
     RequestRefused,
     RequestRejected,
@@ -18,13 +21,16 @@ from harness.link.memory import PROT_NONE, PROT_READ, PROT_WRITE, UserMemory
 from harness.link.peer import Peer, PeerDied, PeerNotStarted
 from harness.link.process import IoctlResult, PendingIoctl, Process
 from harness.link.program import Program, ProgramNotStarted
+from harness.link.start import Start, StartKind
 from harness.link.syscalls import In, InOut, Nr, Out, SyscallResult, cstring
 
 __all__ = [
     "PROT_NONE",
     "PROT_READ",
     "PROT_WRITE",
+    "Batch",
     "ChannelBroken",
+    "Column",
     "Guest",
     "GuestBusy",
     "GuestOSError",
@@ -34,6 +40,8 @@ __all__ = [
     "InOut",
     "IoctlResult",
     "Link",
+    "Loaded",
+    "NotRestored",
     "Nr",
     "Out",
     "Peer",
@@ -51,6 +59,8 @@ __all__ = [
     "RequestRejected",
     "RequestTimedOut",
     "RequestTooBig",
+    "Start",
+    "StartKind",
     "SyscallResult",
     "UnknownOperation",
     "UserMemory",

@@ -26,6 +26,10 @@ class RequestTimedOut(GuestFailure):
         self.agent_answers = agent_answers
 
 
+class NotRestored(GuestFailure):
+    """A guest that came out of a snapshot is not the one that went in; ``observed`` says by what."""
+
+
 class RequestRejected(HarnessError):
     """The agent answered, and its answer is no.
 

@@ -16,11 +16,21 @@ from harness.errors import BadInput
 from harness.images import GuestImage, SilentProgress
 from harness.link.errors import RequestTimedOut
 from harness.link.link import Hello, Link
+from harness.link.origin import Origin
 from harness.link.peer import PEER_PORT_NAME, Peer
 from harness.link.process import Process
 from harness.link.program import Program
+from harness.link.start import Start
 from harness.link.syscalls import Nr, cstring
-from harness.vm import Accel, GuestSilent, Machine, MachineSpec, Scene, choose_accelerator
+from harness.vm import (
+    Accel,
+    GuestSilent,
+    Machine,
+    MachineSpec,
+    Scene,
+    SnapshotStore,
+    choose_accelerator,
+)
 
 if TYPE_CHECKING:
     from harness.link.ssh import Ssh
@@ -78,32 +88,40 @@ class GuestOptions:
 class Guest(Process):
     """A machine that runs the image's kernel, with the agent answering.
 
-    A context manager: entering boots, leaving ends the machine.
+    A context manager: entering boots, or starts from a snapshot; leaving ends the machine.
 
     Args:
         image: what to boot.
         options: the machine around it.
+        snapshots: where a guest that booted once is kept, for this one and others like it to start from;
+            None: every start is a boot.
 
     Attributes:
         image: as given.
         options: as given.
         operation_timeout: seconds for one system call; the options'.
-        machine: QEMU.
-        link: to the agent.
+        machine: QEMU; the same object over every `restore`.
+        link: to the agent; another one after a `restore`.
         hello: who answered.
-        boot_seconds: from QEMU's start to the agent's first reply.
     """
 
     machine: Machine
     link: Link
     hello: Hello
-    boot_seconds: float
 
-    def __init__(self, image: GuestImage, options: GuestOptions | None = None) -> None:
+    def __init__(
+        self,
+        image: GuestImage,
+        options: GuestOptions | None = None,
+        snapshots: SnapshotStore | None = None,
+    ) -> None:
         super().__init__()
         self.image = image
         self.options = options or GuestOptions()
         self.operation_timeout = self.options.operation_timeout
+        self._snapshots = snapshots
+        self._origin: Origin | None = None
+        self._starts: list[Start] = []
         self._peer: Peer | None = None
         self._peer_lock = threading.Lock()
         self._ssh: Ssh | None = None
@@ -114,18 +132,10 @@ class Guest(Process):
         spec = self._spec()
         verdict = choose_accelerator(spec)  # may boot a guest of its own, which is not this one's time
         with ExitStack() as stack:
-            started = time.monotonic()
-            self.machine = stack.enter_context(Machine(spec, accelerator=verdict))
+            self._origin = Origin(self, spec, verdict, self._snapshots)
+            self._starts.append(self._origin.begin(stack))
             self.machine.services.ssh = lambda: self.ssh
             stack.callback(self._close_ssh)
-            self.link = Link(
-                self.machine.port(PORT_NAME),
-                self.image.link_layouts,
-                self.machine.check,
-                self._evidence,
-            )
-            self.hello = self._first_reply(started)
-            self.boot_seconds = time.monotonic() - started
             self._stack = stack.pop_all()
         return self
 
@@ -133,6 +143,40 @@ class Guest(Process):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+
+    @property
+    def start(self) -> Start:
+        """How the guest became as it is: its latest start."""
+        return self._starts[-1]
+
+    @property
+    def starts(self) -> tuple[Start, ...]:
+        """Every start so far, the first one first."""
+        return tuple(self._starts)
+
+    @property
+    def boot_seconds(self) -> float:
+        """Seconds from QEMU's first start to the agent's reply."""
+        return self._starts[0].seconds
+
+    def restore(self) -> Start:
+        """Bring the guest back to the state it had when it first answered, proved; it may be dead by now.
+
+        With a snapshot that takes some 20 ms in the same QEMU, 0.1 s in a new one; without, it is a boot.
+        What was open in the guest is gone: descriptors, mappings, the peer, requests under way.
+
+        Returns:
+            How it was done; also `start` from now on.
+
+        Raises:
+            BadInput: the guest was not entered.
+            GuestFailure: it does not even boot any more.
+        """
+        if self._origin is None:
+            raise BadInput("the guest was not started", hint="use it as: with Guest(image) as guest: ...")
+        self._let_go("the guest was restored")
+        self._starts.append(self._origin.again())
+        return self.start
 
     @property
     def peer(self) -> Peer:
@@ -209,6 +253,60 @@ class Guest(Process):
         """Unload a kernel module; one in use is GuestOSError EAGAIN or EBUSY, nothing is waited for."""
         self.syscall(Nr.DELETE_MODULE, cstring(name), os.O_NONBLOCK, what=f"unload module {name}")
 
+    def attach(self, ticket: int) -> None:
+        """Make the link to an agent that has just begun; for `harness.link.origin`.
+
+        Args:
+            ticket: number of the first request that counts, a HELLO; 0: any.
+        """
+        if hasattr(self, "link"):
+            self.link.retire("the guest was started again")
+        self.link = Link(
+            self.machine.port(PORT_NAME),
+            self.image.link_layouts,
+            self.machine.check,
+            self._evidence,
+            ticket=ticket,
+        )
+
+    def first_reply(self, started: float) -> Hello:
+        """Wait for the agent of a booting guest; for `harness.link.origin`.
+
+        Args:
+            started: host's monotonic time of QEMU's start, in seconds.
+
+        Raises:
+            GuestSilent: it did not answer in the options' ``boot_timeout``.
+        """
+        # HELLO goes out at once; QEMU holds it until the agent opens the port.
+        seconds = self.options.boot_timeout
+        try:
+            return self.link.hello(max(started + seconds - time.monotonic(), 0.0))
+        except RequestTimedOut as error:
+            machine = self.machine
+            raise GuestSilent(
+                f"the agent did not answer within {seconds:g} s of QEMU's start",
+                seconds=seconds,
+                scene=Scene(
+                    console=machine.console.tail(_TAIL),
+                    argv=machine.argv,
+                    repro=machine.repro_command(),
+                    workdir=machine.workdir,
+                ),
+                observed=error.observed,
+                hint="the console shows how far the boot came; a slow host needs a longer boot_timeout",
+            ) from error
+
+    def _let_go(self, why: str) -> None:
+        """Everything that speaks to the guest as it was ends here."""
+        self.link.retire(why)
+        self._close_ssh()
+        with self._peer_lock:
+            peer, self._peer = self._peer, None
+            if peer is not None:
+                peer.abandon(why)
+        self._begin_anew()
+
     def _new_peer(self) -> Peer:
         if not self.options.peer:
             raise BadInput(
@@ -239,23 +337,3 @@ class Guest(Process):
             ports=(PORT_NAME, *((PEER_PORT_NAME,) if options.peer else ()), SSH_PORT_NAME),
             devices=options.devices,
         )
-
-    def _first_reply(self, started: float) -> Hello:
-        """HELLO goes out at once; QEMU holds it until the agent opens the port."""
-        seconds = self.options.boot_timeout
-        try:
-            return self.link.hello(max(started + seconds - time.monotonic(), 0.0))
-        except RequestTimedOut as error:
-            machine = self.machine
-            raise GuestSilent(
-                f"the agent did not answer within {seconds:g} s of QEMU's start",
-                seconds=seconds,
-                scene=Scene(
-                    console=machine.console.tail(_TAIL),
-                    argv=machine.argv,
-                    repro=machine.repro_command(),
-                    workdir=machine.workdir,
-                ),
-                observed=error.observed,
-                hint="the console shows how far the boot came; a slow host needs a longer boot_timeout",
-            ) from error

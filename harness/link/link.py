@@ -51,6 +51,7 @@ class Hello:
         payload_max: largest payload in bytes.
         pid: 1 in a guest.
         boot_nonce: 16 bytes drawn when the agent started; tells a boot from a restore.
+        restore_nonce: 16 bytes of the latest restore; zeros since a boot.
         page_size: bytes.
         release: ``uname -r``.
     """
@@ -60,8 +61,35 @@ class Hello:
     payload_max: int
     pid: int
     boot_nonce: bytes
+    restore_nonce: bytes
     page_size: int
     release: str
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What the agent says after a restore (struct link_resumed).
+
+    Attributes:
+        boot_nonce: as in `Hello`.
+        restore_nonce: the request's.
+        monotonic_ns: the guest's CLOCK_MONOTONIC in nanoseconds.
+        realtime_ns: its CLOCK_REALTIME, just set.
+        error: 0, or the errno of what could not be set.
+    """
+
+    boot_nonce: bytes
+    restore_nonce: bytes
+    monotonic_ns: int
+    realtime_ns: int
+    error: int
+
+
+def rejection(protocol: Protocol, number: int, what: str) -> errors.RequestRejected:
+    """The error for an ``enum link_status`` that is not LINK_OK."""
+    status = protocol.statuses.get(number, f"status {number}")
+    kind, meaning = _REJECTIONS.get(status, (errors.RequestRejected, "unknown to this harness"))
+    return kind(what, status, meaning)
 
 
 class Pending:
@@ -82,23 +110,36 @@ class Pending:
         """Whether the outcome is known; it becomes known while somebody waits on the link."""
         return self._flight.settled
 
-    def wait(self, timeout: float) -> Reply:
+    @property
+    def sent(self) -> bool:
+        """Whether it is on its way, or has been."""
+        return self._link._channel.under_way(self._flight)
+
+    def send(self) -> None:
+        """Start it; never blocks, and does nothing the second time."""
+        self._link._channel.launch(self._flight)
+
+    def wait(self, timeout: float, pause: Callable[[], None] | None = None) -> Reply:
         """The reply.
 
         Args:
             timeout: seconds from now.  Before a time-out is reported the agent is asked for a sign of life,
                 which may take one second more.
+            pause: called now and then, where it may raise.  With it the request is not given up after a
+                time-out or an interruption: a reply that comes later is there at the next `wait`.
 
         Raises:
-            RequestTimedOut: no reply in time; one that comes later is dropped.
+            RequestTimedOut: no reply in time; one that comes later is dropped, unless there is a *pause*.
             ChannelBroken: noise on the channel while this was in flight, or the other end closed.
             RequestRejected: the agent said no; the subclass says why.
             GuestFailure: whatever the link's ``check`` raises, within about 50 ms of its cause.
         """
         if self._error is None:
             try:
-                return self._link._outcome(self._flight, timeout)
+                return self._link._outcome(self._flight, timeout, pause)
             except Exception as error:
+                if pause and isinstance(error, errors.RequestTimedOut):
+                    raise
                 self._error = error
         raise self._error
 
@@ -154,7 +195,13 @@ class Link:
         self._channel = Channel(sock, self.protocol, check, ticket)
 
     def submit(self, op: int, payload: bytes = b"", what: str = "") -> Pending:
-        """Start a request; never blocks.
+        """Start a request; never blocks.  As :meth:`prepare`, and `Pending.send` at once."""
+        pending = self.prepare(op, payload, what)
+        pending.send()
+        return pending
+
+    def prepare(self, op: int, payload: bytes = b"", what: str = "") -> Pending:
+        """Make a request that `Pending.send` starts.
 
         Args:
             op: a number of ``enum link_op``, see :attr:`protocol`.
@@ -170,7 +217,7 @@ class Link:
                 f"{what}: a payload of {len(payload)} bytes does not fit into a frame",
                 hint=f"send at most {self.protocol.payload_max} bytes at a time",
             )
-        return Pending(self, self._channel.start(op, payload, what))
+        return Pending(self, self._channel.prepare(op, payload, what))
 
     def ping(self, payload: bytes = b"", timeout: float = 5.0) -> bytes:
         """An echo by the agent's reading thread; works while operations hang in the kernel.
@@ -215,6 +262,29 @@ class Link:
         self.workers = hello.workers
         return hello
 
+    def hold(self, ticket: int, timeout: float = 5.0) -> None:
+        """Announce a snapshot: from the reply on, the agent drops everything before request number *ticket*.
+
+        Args:
+            ticket: not 0; the `Link` that follows on this stream is made with it.
+            timeout: seconds.
+        """
+        self.submit(self.protocol.hold, self.protocol.hold_record.pack(ticket=ticket)).wait(timeout)
+
+    def resume(self, nonce: bytes, realtime_ns: int, timeout: float = 5.0) -> Resumed:
+        """Tell a guest that it was restored: the time of day, and 16 bytes no other restore has had.
+
+        Args:
+            nonce: 16 random bytes; they also feed the guest's random numbers.
+            realtime_ns: nanoseconds since 1970.
+            timeout: seconds.
+        """
+        payload = self.protocol.resume_record.pack(nonce=nonce, realtime_ns=realtime_ns)
+        reply = self.submit(self.protocol.resume, payload).wait(timeout).payload
+        fields = self.protocol.resumed_record.unpack(reply)
+        del fields["reserved"]
+        return Resumed(**fields)
+
     def syscall(self, number: int, *args: Argument, timeout: float = 30.0, what: str = "") -> SyscallResult:
         """One system call, executed by the agent.
 
@@ -242,8 +312,8 @@ class Link:
         """
         self._channel.retire(why)
 
-    def _outcome(self, flight: Flight, timeout: float) -> Reply:
-        self._channel.wait(flight, timeout)
+    def _outcome(self, flight: Flight, timeout: float, pause: Callable[[], None] | None) -> Reply:
+        self._channel.wait(flight, timeout, pause)
         if flight.reply is not None:
             return self._accept(flight.reply, flight.what)
         if flight.settled:
@@ -253,11 +323,9 @@ class Link:
         raise self._timed_out(flight, timeout)
 
     def _accept(self, frame: Frame, what: str) -> Reply:
-        status = self.protocol.statuses.get(frame.status, f"status {frame.status}")
-        if status == "LINK_OK":
-            return Reply(frame.payload)
-        kind, meaning = _REJECTIONS.get(status, (errors.RequestRejected, "unknown to this harness"))
-        raise kind(what, status, meaning)
+        if frame.status != self.protocol.ok:
+            raise rejection(self.protocol, frame.status, what)
+        return Reply(frame.payload)
 
     def _closed(self, flight: Flight) -> errors.ChannelBroken:
         """The death of QEMU explains a closed socket better: give it a moment to show, in ``check``."""

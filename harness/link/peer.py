@@ -125,6 +125,12 @@ class Peer(Process):
         if pidfd is not None:
             self._parent.close(pidfd)
 
+    def abandon(self, why: str) -> None:
+        """As `bury`, without a word to its parent: the guest it lived in is gone."""
+        self._pidfd = None
+        self.bury(why)
+        self._begin_anew()
+
     def _has_ended(self, seconds: float) -> bool:
         """Wait for its end, in the guest: a pidfd becomes readable with it."""
         if self._pidfd is None:

@@ -50,6 +50,7 @@ class Nr(enum.IntEnum):
     SYMLINK = 88
     MOUNT = 165
     DELETE_MODULE = 176
+    CLOCK_GETTIME = 228
     FINIT_MODULE = 313
     MEMFD_CREATE = 319
     PIDFD_SEND_SIGNAL = 424

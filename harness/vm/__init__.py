@@ -3,7 +3,7 @@
 
 from harness.vm.accel import AcceleratorVerdict, choose_accelerator
 from harness.vm.complaints import Complaint, ConsoleEvent
-from harness.vm.console import READY_LINE, Console
+from harness.vm.console import READY_LINE, RESTORED_LINE, Console
 from harness.vm.errors import (
     GuestPanicked,
     GuestSilent,
@@ -22,10 +22,13 @@ from harness.vm.qemu import Qemu, find_qemu
 from harness.vm.qmp import Qmp, QmpEvent
 from harness.vm.ram import GuestRam, ram_ranges
 from harness.vm.services import RemoteShell, Services
+from harness.vm.snapshot import Snapshot, SnapshotUnusable
+from harness.vm.snapshots import Slot, SnapshotStore
 from harness.vm.spec import Accel, MachineSpec
 
 __all__ = [
     "READY_LINE",
+    "RESTORED_LINE",
     "Accel",
     "AcceleratorVerdict",
     "Complaint",
@@ -51,6 +54,10 @@ __all__ = [
     "RemoteShell",
     "Scene",
     "Services",
+    "Slot",
+    "Snapshot",
+    "SnapshotStore",
+    "SnapshotUnusable",
     "choose_accelerator",
     "find_qemu",
     "ram_ranges",

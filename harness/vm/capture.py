@@ -1,24 +1,35 @@
 # SPDX-License-Identifier: MIT
-"""The state of a stopped machine's devices and CPUs, by way of QEMU's migration.
+"""The state of a machine's devices and CPUs, without its RAM: out of QEMU, and back into it.
 
-The stream is the only thing outside of the guest that tells each CPU's PAT and MTRRs (target/i386/machine.c:
-vmstate_x86_cpu); neither the monitor nor the debug stub knows them.
+Two forms. A *capture* is a migration stream: the only thing outside of the guest that tells each CPU's PAT
+and MTRRs (target/i386/machine.c: vmstate_x86_cpu); neither the monitor nor the debug stub knows them. A
+*saved state* is an internal snapshot in a qcow2 image: the only thing that a QEMU which has already run
+takes back.
+
+Both leave RAM out, because it is shared with a file (``x-ignore-shared``). That capability would keep RAM out
+of every other migration and snapshot too, without a word: so it is switched here, for as long as one of these
+functions runs, and nowhere else.
 """
 
 import asyncio
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from harness.vm.errors import QmpRefused
+from harness.vm.qemu import STATE_FILE, STATE_NODE, STATE_SET
 from harness.vm.qmp import Qmp, Session
+from harness.vm.stub import memory_file
 
-#: A capture takes some 5 ms; this is for hosts under heavy load.
+#: A capture takes some 5 ms, a saved state 10; this is for hosts under heavy load.
 CAPTURE_SECONDS: Final = 20.0
 _FD_NAME: Final = "iobmd-state"
-#: Between two looks at a migration that is finishing; each look is a round trip of its own already.
+#: Between two looks at a migration or a job that is finishing; each look is a round trip of its own already.
 _BREATH_SECONDS: Final = 0.001
+_TAG: Final = "clean"
+_JOB: Final = "iobmd"
+_HINT: Final = "leave out the device that QEMU names: its model cannot save its state (nvme cannot)"
 
 
 def capture_device_state(qmp: Qmp) -> bytes:
@@ -37,24 +48,119 @@ def capture_device_state(qmp: Qmp) -> bytes:
         QmpRefused: a device of this machine cannot be migrated, or the migration failed.
         QmpSilent: it did not finish in time.
     """
-    with _memfd() as fd:
+    with memory_file("iobmd-capture") as fd:
 
         async def transaction(session: Session) -> None:
-            # While this is on, RAM that is shared with a file stays out of the stream -- and out of every
-            # other migration and snapshot too, without a word.  So it is on here, for this moment, and
-            # nowhere else.
-            await _capability(session, on=True)
-            try:
+            async with _without_ram(session):
                 session.send_fd(fd)
                 await session.execute("getfd", {"fdname": _FD_NAME})
                 await _start(session)
                 await _finished(session)
-            finally:
-                await _capability(session, on=False)
 
         qmp.transact("device state capture", transaction, CAPTURE_SECONDS)
-        size = os.fstat(fd).st_size
-        return os.pread(fd, size, 0)
+        return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def save_state(qmp: Qmp) -> bytes:
+    """Let a stopped machine save its state; it can go on afterwards.
+
+    Args:
+        qmp: the machine's protocol.
+
+    Returns:
+        A qcow2 image for `load_state`, some 850 KiB.
+
+    Raises:
+        QmpRefused: a device of this machine cannot save its state; QEMU names it.
+        QmpSilent: it did not finish in time.
+    """
+    with memory_file("iobmd-saving") as fd:
+
+        async def transaction(session: Session) -> None:
+            async with _image(session, fd), _without_ram(session):
+                await _run(session, "snapshot-save", _snapshot())
+
+        qmp.transact("saving the state", transaction, CAPTURE_SECONDS)
+        return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def load_state(qmp: Qmp) -> None:
+    """Put a stopped machine back to the state in the image it was started with.
+
+    RAM has to be back already, as devices look into it. The machine stays stopped. Whatever TCG translated
+    before is dropped (softmmu: cpu_common_post_load).
+
+    Args:
+        qmp: the machine's protocol; the machine has `harness.vm.qemu.Wires.state`.
+
+    Raises:
+        QmpRefused: the state does not fit this machine.
+        QmpSilent: it did not finish in time.
+    """
+
+    async def transaction(session: Session) -> None:
+        async with _without_ram(session):
+            await _run(session, "snapshot-load", _snapshot())
+
+    qmp.transact("loading the state", transaction, CAPTURE_SECONDS)
+
+
+def _snapshot() -> dict[str, object]:
+    return {"job-id": _JOB, "tag": _TAG, "vmstate": STATE_NODE, "devices": [STATE_NODE]}
+
+
+@asynccontextmanager
+async def _without_ram(session: Session) -> AsyncIterator[None]:
+    await _capability(session, on=True)
+    try:
+        yield
+    finally:
+        await _capability(session, on=False)
+
+
+async def _capability(session: Session, *, on: bool) -> None:
+    wanted = [{"capability": "x-ignore-shared", "state": on}]
+    await session.execute("migrate-set-capabilities", {"capabilities": wanted})
+
+
+@asynccontextmanager
+async def _image(session: Session, fd: int) -> AsyncIterator[None]:
+    """An empty image in the memfd, for as long as the block runs; no device of the guest is behind it."""
+    session.send_fd(fd)
+    await session.execute("add-fd", {"fdset-id": STATE_SET})
+    file = {
+        "driver": "file",
+        "node-name": STATE_FILE,
+        "filename": f"/dev/fdset/{STATE_SET}",
+        "locking": "off",
+    }
+    await session.execute("blockdev-add", file)
+    # Its size is that of a disk for the guest: none.  States lie behind it.
+    empty = {"driver": "qcow2", "file": STATE_FILE, "size": 0}
+    await _run(session, "blockdev-create", {"job-id": _JOB, "options": empty})
+    await session.execute("blockdev-add", {"driver": "qcow2", "node-name": STATE_NODE, "file": STATE_FILE})
+    try:
+        yield
+    finally:
+        for node in (STATE_NODE, STATE_FILE):
+            await session.execute("blockdev-del", {"node-name": node})
+        await session.execute("remove-fd", {"fdset-id": STATE_SET})
+
+
+async def _run(session: Session, command: str, arguments: Mapping[str, object]) -> None:
+    """A command that is a job: start it, wait for its end, take its error."""
+    await session.execute(command, arguments)
+    while True:
+        jobs: list[dict[str, Any]] = await session.execute("query-jobs")
+        mine = next(job for job in jobs if job["id"] == _JOB)
+        if mine["status"] == "concluded":
+            break
+        await asyncio.sleep(_BREATH_SECONDS)
+    await session.execute("job-dismiss", {"id": _JOB})
+    if mine.get("error"):
+        raise QmpRefused(
+            f"QEMU could not carry out {command!r}", command=command, observed=str(mine["error"]), hint=_HINT
+        )
 
 
 async def _start(session: Session) -> None:
@@ -62,7 +168,7 @@ async def _start(session: Session) -> None:
         await session.execute("migrate", {"uri": f"fd:{_FD_NAME}"})
     except QmpRefused as err:
         await session.execute("closefd", {"fdname": _FD_NAME})
-        err.hint = "leave out the device that QEMU names: its model cannot save its state (nvme cannot)"
+        err.hint = _HINT
         raise
 
 
@@ -84,17 +190,3 @@ async def _finished(session: Session) -> None:
     # would be undone by it.
     while (await session.execute("query-status"))["status"] != "postmigrate":
         await asyncio.sleep(_BREATH_SECONDS)
-
-
-async def _capability(session: Session, *, on: bool) -> None:
-    wanted = [{"capability": "x-ignore-shared", "state": on}]
-    await session.execute("migrate-set-capabilities", {"capabilities": wanted})
-
-
-@contextmanager
-def _memfd() -> Iterator[int]:
-    fd = os.memfd_create("iobmd-state", os.MFD_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)

@@ -21,6 +21,8 @@ from harness.vm.terminal import Interaction
 
 #: What the agent prints when it starts to serve: guest/link_abi.h:LINK_READY_LINE.
 READY_LINE: Final = "iobmd-agent: ready"
+#: What it prints after a restore, before the nonce: guest/link_abi.h:LINK_RESTORED_LINE.
+RESTORED_LINE: Final = "iobmd-agent: restored"
 
 #: Lines `Console.tail` gives unless told otherwise; also what errors quote.
 TAIL_LINES: Final = 30

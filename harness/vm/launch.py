@@ -7,7 +7,7 @@ import shlex
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ from harness.vm.process import Process, spawn
 from harness.vm.qemu import Qemu, Wires, compose, compose_by_hand
 from harness.vm.ram import ram_file
 from harness.vm.spec import MachineSpec
+from harness.vm.stub import has_pvh_entry, memory_file, stub_kernel
 
 CONSOLE_LOG: Final = "console.log"
 QEMU_LOG: Final = "qemu.log"
@@ -99,7 +100,9 @@ class Launched:
 
 
 @contextmanager
-def launched(qemu: Qemu, spec: MachineSpec, accelerator: str, workdir: Path) -> Iterator[Launched]:
+def launched(
+    qemu: Qemu, spec: MachineSpec, accelerator: str, workdir: Path, *, state: bytes | None = None
+) -> Iterator[Launched]:
     """Starts QEMU and ends it, in whatever way the block is left.
 
     Args:
@@ -107,6 +110,7 @@ def launched(qemu: Qemu, spec: MachineSpec, accelerator: str, workdir: Path) -> 
         spec: which machine; its files were checked.
         accelerator: ``"kvm"`` or ``"tcg"``.
         workdir: an existing folder for the logs.
+        state: a saved state; the machine then stands still, and its RAM is to be filled, before it is loaded.
 
     Raises:
         HostLacks: not enough memory, or a program is missing.
@@ -122,6 +126,11 @@ def launched(qemu: Qemu, spec: MachineSpec, accelerator: str, workdir: Path) -> 
                 fds[role] = theirs.enter_context(remote).fileno()
             ports = {name: fds[f"port:{name}"] for name in spec.ports}
             wires = Wires(ram=ram, console=fds["console"], qmp=fds["qmp"], ports=ports)
+            if state is not None:
+                wires = replace(wires, state=theirs.enter_context(memory_file("iobmd-saved", state)))
+                if has_pvh_entry(spec.kernel):
+                    kernel = theirs.enter_context(memory_file("iobmd-stub", stub_kernel()))
+                    wires = replace(wires, kernel=kernel)
             argv = compose(qemu, spec, accelerator, wires)
             console = Console(ours["console"], workdir / CONSOLE_LOG)
             stack.callback(console.close)

@@ -9,34 +9,22 @@ from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Self
 
 from harness.errors import BadInput
 from harness.vm.accel import AcceleratorVerdict, choose_accelerator
-from harness.vm.capture import capture_device_state
+from harness.vm.capture import capture_device_state, save_state
 from harness.vm.console import Console
 from harness.vm.errors import MachineFailure
-from harness.vm.launch import Launched, launched
+from harness.vm.launch import CONSOLE_LOG, QEMU_LOG
+from harness.vm.life import Life, living
 from harness.vm.qemu import Qemu, find_qemu
 from harness.vm.qmp import Qmp
-from harness.vm.ram import MIB, GuestRam, ram_ranges
+from harness.vm.ram import GuestRam
 from harness.vm.services import RemoteShell, Services
+from harness.vm.snapshot import Snapshot, write_snapshot
 from harness.vm.spec import MachineSpec
 from harness.vm.workdir import Workdir
-
-#: Seconds until QEMU greets; it loads the kernel first.
-START_SECONDS: Final = 30.0
-_QUIT_SECONDS: Final = 1.0
-#: QEMU sends the event before it ends; only our own thread may not have read it yet.
-_EVENT_SECONDS: Final = 0.5
-#: ShutdownCause in QEMU's qapi/run-state.json.
-_SHUTDOWN_WORDS: Final = {
-    "guest-reset": "the guest reset itself: a reboot, or a triple fault when nothing was printed",
-    "guest-shutdown": "the guest powered itself off",
-    "guest-panic": "the guest reported a panic",
-    "host-qmp-quit": "somebody sent 'quit' to its protocol",
-    "host-signal": "QEMU got a SIGTERM, SIGINT or SIGHUP",
-}
 
 
 class MachineState(Enum):
@@ -69,6 +57,7 @@ class Machine:
         *,
         keep: bool = False,
         accelerator: AcceleratorVerdict | None = None,
+        snapshot: Snapshot | None = None,
     ) -> None:
         """Prepares a machine; entering the with block starts it.
 
@@ -77,8 +66,12 @@ class Machine:
             workdir: folder for ``console.log`` and ``qemu.log``; a private temporary one if None.
             keep: never remove the private folder.
             accelerator: a verdict known already; found out if None.
+            snapshot: start from this instead of from the kernel's first instruction. It has to be one of this
+                specification and accelerator, or QEMU refuses it.
         """
         self.spec = spec
+        self._snapshot = snapshot
+        self._lives = 0
         self._given_workdir = workdir
         self._keep = keep
         self._accelerator = accelerator
@@ -87,9 +80,7 @@ class Machine:
         self._stop_lock = threading.RLock()
         self._stop_depth = 0
         self._captured: bytes | None = None
-        self._it: Launched | None = None
-        self._qmp: Qmp | None = None
-        self._ram: GuestRam | None = None
+        self._current: Life | None = None
         self._qemu: Qemu | None = None
         self._folder: Workdir | None = None
         self.services = Services()
@@ -101,6 +92,8 @@ class Machine:
             BadInput: the specification's files are missing or no kernel.
             HostLacks: a program, memory or a forced accelerator is missing.
             QemuRefused: QEMU did not take the command line; its own words are in the error.
+            SnapshotUnusable: the snapshot is damaged.
+            QmpRefused: the snapshot's state does not fit this machine.
         """
         if self._state is not MachineState.NEW:
             raise BadInput("a machine starts once", hint="make a new Machine from the same spec")
@@ -108,7 +101,7 @@ class Machine:
         try:
             self._start()
         except BaseException as err:
-            self._teardown(keep=self._keep or (isinstance(err, Exception) and self._it is not None))
+            self._teardown(keep=self._keep or (isinstance(err, Exception) and self._has_started))
             raise
         return self
 
@@ -121,7 +114,7 @@ class Machine:
     @property
     def state(self) -> MachineState:
         """Where in its life the machine is, looked up now."""
-        if self._state in (MachineState.RUNNING, MachineState.STOPPED) and self._gone():
+        if self._state in (MachineState.RUNNING, MachineState.STOPPED) and self._life.gone:
             return MachineState.DEAD
         return self._state
 
@@ -135,12 +128,12 @@ class Machine:
     @property
     def argv(self) -> tuple[str, ...]:
         """QEMU's command line as it was started, inherited descriptors included."""
-        return self._launched.argv
+        return self._life.launched.argv
 
     @property
     def pid(self) -> int:
         """QEMU's process id."""
-        return self._launched.process.pid
+        return self._life.launched.process.pid
 
     @property
     def qemu_version(self) -> str:
@@ -152,26 +145,22 @@ class Machine:
     @property
     def workdir(self) -> Path:
         """The folder with ``console.log`` and ``qemu.log``."""
-        return self._launched.workdir
+        return self._life.launched.workdir
 
     @property
     def console(self) -> Console:
         """The guest's serial console; its log stays readable after the machine is closed."""
-        return self._launched.console
+        return self._life.launched.console
 
     @property
     def qmp(self) -> Qmp:
         """QEMU's machine protocol."""
-        if self._qmp is None:
-            raise self._not_started()
-        return self._qmp
+        return self._life.qmp
 
     @property
     def ram(self) -> GuestRam:
         """The guest's memory, live."""
-        if self._ram is None:
-            raise self._not_started()
-        return self._ram
+        return self._life.ram
 
     @property
     def ssh(self) -> RemoteShell:
@@ -193,7 +182,7 @@ class Machine:
         Raises:
             BadInput: the specification has no such port.
         """
-        ports: Mapping[str, socket.socket] = self._launched.ports
+        ports: Mapping[str, socket.socket] = self._life.launched.ports
         if name not in ports:
             raise BadInput(
                 f"no virtio-serial port {name!r}", observed="ports: " + (", ".join(ports) or "none")
@@ -209,7 +198,7 @@ class Machine:
             BadInput: the machine was not started or is closed.
         """
         self._require_open()
-        self._launched.check()
+        self._life.launched.check()
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -251,6 +240,71 @@ class Machine:
                 self._captured = capture_device_state(self.qmp)
             return self._captured
 
+    def save(self, folder: Path, *, facts: Mapping[str, str], memo: Mapping[str, Any]) -> None:
+        """Stores the machine as it is at this moment; it goes on afterwards.
+
+        Args:
+            folder: an existing one, empty.
+            facts: see `harness.vm.snapshot.write_snapshot`.
+            memo: likewise.
+
+        Raises:
+            QmpRefused: a device of this machine cannot save its state.
+            OSError: the disk is full, or read-only.
+        """
+        with self.stopped():
+            write_snapshot(folder, self.ram, save_state(self.qmp), facts=facts, memo=memo)
+
+    def restore(self, snapshot: Snapshot | None = None) -> bool:
+        """Puts the machine back to its snapshot: in the same QEMU while that lives, in a new one otherwise.
+
+        `ram`, `qmp`, `console` and the ports are to be looked up again afterwards: with another QEMU they are
+        other objects. What was on its way through a port from the guest is dropped; what was on its way to
+        the guest is not, and its receiver has to expect that. Nobody may use the machine in the meantime.
+
+        Args:
+            snapshot: another one than the machine was started with.
+
+        Returns:
+            Whether it is the same QEMU.
+
+        Raises:
+            BadInput: there is no snapshot, or the machine is stopped or closed.
+            SnapshotUnusable: it is damaged.
+            MachineFailure: the new QEMU does not start; nothing of the machine is left then.
+        """
+        self._require_open()
+        self._require_running()
+        wanted = snapshot or self._life.snapshot
+        if wanted is None:
+            raise BadInput("this machine has no snapshot", hint="start it with one, or give one here")
+        # Only a QEMU that never held a kernel of its own can be put back: see harness.vm.stub.
+        if wanted is self._life.snapshot and self.state is MachineState.RUNNING:
+            with suppress(MachineFailure):
+                self._life.rewind(wanted)
+                self._captured = None
+                return True
+        self.restart(wanted)
+        return False
+
+    def restart(self, snapshot: Snapshot | None = None) -> None:
+        """Ends QEMU and starts another; what `restore` says of looking things up again is true here as well.
+
+        Args:
+            snapshot: start from this; None: boot.
+
+        Raises:
+            BadInput: the machine is stopped or closed.
+            SnapshotUnusable: the snapshot is damaged.
+            MachineFailure: the new QEMU does not start; nothing of the machine is left then.
+        """
+        self._require_open()
+        self._require_running()
+        self._life.kill()
+        self._stack.close()
+        self._set_aside_log()
+        self._live(snapshot)
+
     def describe(self) -> str:
         """One line for a report's header."""
         spec = self.spec
@@ -267,40 +321,42 @@ class Machine:
 
     def repro_command(self) -> str:
         """A shell line that starts the same machine by hand, its console on the terminal."""
-        return self._launched.repro
+        return self._life.launched.repro
 
     def command(self) -> str:
         """The command line as it was run, quoted for reading; its descriptors exist only here."""
         return shlex.join(self.argv)
 
     @property
-    def _launched(self) -> Launched:
-        if self._it is None:
+    def _life(self) -> Life:
+        if self._current is None:
             raise self._not_started()
-        return self._it
+        return self._current
+
+    @property
+    def _has_started(self) -> bool:
+        return self._folder is not None and (self._folder.path / QEMU_LOG).exists()
 
     def _start(self) -> None:
-        spec, stack = self.spec, self._stack
         self._qemu = find_qemu()
         if self._accelerator is None:
-            self._accelerator = choose_accelerator(spec, qemu=self._qemu)
+            self._accelerator = choose_accelerator(self.spec, qemu=self._qemu)
         self._folder = Workdir(self._given_workdir)
-        self._it = it = stack.enter_context(
-            launched(self._qemu, spec, self._accelerator.name, self._folder.path)
-        )
-        size = spec.memory_mib * MIB
-        self._ram = GuestRam(it.ram, size, ram_ranges(spec.machine, size))
-        stack.callback(self._ram.close)
-        self._qmp = Qmp(it.qmp, check=self._on_lost, scene=it.scene, deadline=START_SECONDS)
-        stack.callback(self._qmp.close)
-        it.answered = True
-        self._state = MachineState.RUNNING
-        it.explain = self._explain_end
-        stack.callback(self._end)
+        self._live(self._snapshot)
 
-    def _end(self) -> None:
-        it = self._launched
-        it.process.end(ask=lambda: self.qmp.execute("quit", timeout=_QUIT_SECONDS))
+    def _live(self, snapshot: Snapshot | None) -> None:
+        if self._qemu is None or self._folder is None:
+            raise self._not_started()
+        life = living(self._qemu, self.spec, self.accelerator.name, self._folder.path, snapshot)
+        self._current = self._stack.enter_context(life)
+        self._state = MachineState.RUNNING
+
+    def _set_aside_log(self) -> None:
+        """Keep the console of the QEMU before: ``console.1.log`` is the first."""
+        log = self.workdir / CONSOLE_LOG
+        self._lives += 1
+        with suppress(OSError):
+            log.rename(log.with_name(f"{log.stem}.{self._lives}{log.suffix}"))
 
     def _teardown(self, *, keep: bool) -> None:
         if self._state is MachineState.CLOSED:
@@ -321,30 +377,25 @@ class Machine:
                     self._state = MachineState.RUNNING
                     self.qmp.execute("cont")
 
-    def _on_lost(self) -> None:
-        if self._it is not None and self._state is not MachineState.CLOSED:
-            self._it.check_ended()
-
-    def _explain_end(self) -> str:
-        if self._launched.process.status() != 0:
-            return ""  # a crash or a kill is never announced
-        try:
-            event = self.qmp.wait_event("SHUTDOWN", timeout=_EVENT_SECONDS)
-        except MachineFailure:
-            return ""
-        reason = str(event.data.get("reason", "unknown"))
-        return _SHUTDOWN_WORDS.get(reason, f"QEMU reported the reason {reason!r}")
-
-    def _gone(self) -> bool:
-        it = self._launched
-        return it.process.status() is not None or it.console.panic is not None
-
     def _require_open(self) -> None:
         if self._state is MachineState.NEW:
             raise self._not_started()
         if self._state is MachineState.CLOSED:
             raise BadInput("the machine is closed", hint="use it inside of its with block")
 
+    def _require_running(self) -> None:
+        if self._stop_depth:
+            raise BadInput(
+                "a machine that stands still cannot be started again", hint="leave stopped() first"
+            )
+
     @staticmethod
     def _not_started() -> BadInput:
         return BadInput("the machine was not started", hint="use it as: with Machine(spec) as machine: ...")
+
+
+def _drain(sock: socket.socket) -> None:
+    """Drop what has arrived and was not read."""
+    with suppress(OSError):
+        while sock.recv(1 << 18, socket.MSG_DONTWAIT):
+            pass

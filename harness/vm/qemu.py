@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,10 @@ PROGRAM: Final = "qemu-system-x86_64"
 #: against.
 VERSION_MIN: Final = (7, 2)
 _VERSION_SECONDS: Final = 20.0
+#: Names of the image that holds saved states, in QEMU's block layer, and of its descriptor set.
+STATE_NODE: Final = "state"
+STATE_FILE: Final = "state-file"
+STATE_SET: Final = 1
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,12 @@ class Qemu:
     Attributes:
         path: the program.
         version: for example ``"7.2.22"``.
+        build: what it says of itself, a distribution's revision included.
     """
 
     path: Path
     version: str
+    build: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,16 +48,21 @@ class Wires:
         console: the serial console's socket.
         qmp: the machine protocol's socket.
         ports: port name to its socket, in the order of ``MachineSpec.ports``.
+        state: the file with a saved state, for a machine that starts from one.
+        kernel: the stand-in for the kernel such a machine has in its RAM already; see `harness.vm.stub`.
     """
 
     ram: int
     console: int
     qmp: int
     ports: Mapping[str, int] = field(default_factory=dict)
+    state: int | None = None
+    kernel: int | None = None
 
     def all(self) -> tuple[int, ...]:
         """Every descriptor, for ``pass_fds``."""
-        return (self.ram, self.console, self.qmp, *self.ports.values())
+        further = (fd for fd in (self.state, self.kernel) if fd is not None)
+        return (self.ram, self.console, self.qmp, *self.ports.values(), *further)
 
 
 def find_qemu() -> Qemu:
@@ -98,7 +109,7 @@ def _identify(path: Path, _mtime: int) -> Qemu:
             observed=f"{least} is the least",
             hint=f"install {least} or later",
         )
-    return Qemu(path, version)
+    return Qemu(path, version, done.stdout.splitlines()[0].strip())
 
 
 def compose(qemu: Qemu, spec: MachineSpec, accelerator: str, wires: Wires) -> tuple[str, ...]:
@@ -111,6 +122,9 @@ def compose(qemu: Qemu, spec: MachineSpec, accelerator: str, wires: Wires) -> tu
         wires: the descriptors.
     """
     size = f"{spec.memory_mib}M"
+    if wires.kernel is not None:
+        stub = Path(f"/proc/self/fd/{wires.kernel}")
+        spec = replace(spec, kernel=stub, initrd=stub)  # QEMU wants a byte of initramfs at least
     # fmt: off
     argv = [
         *_base(qemu, spec, accelerator),
@@ -126,7 +140,7 @@ def compose(qemu: Qemu, spec: MachineSpec, accelerator: str, wires: Wires) -> tu
     backends = {
         name: f"socket,id=port{index},fd={fd}" for index, (name, fd) in enumerate(wires.ports.items())
     }
-    return (*argv, *_ports(backends), *_devices(spec))
+    return (*argv, *_ports(backends), *_devices(spec), *_saved(wires))
 
 
 def compose_by_hand(qemu: Qemu, spec: MachineSpec, accelerator: str) -> tuple[str, ...]:
@@ -161,7 +175,7 @@ def _base(qemu: Qemu, spec: MachineSpec, accelerator: str) -> list[str]:
         "-machine", ",".join(machine),
         # Multi-threaded translation: with one host thread for all vCPUs a spinning guest starves the others.
         "-accel", "tcg,thread=multi" if accelerator == "tcg" else accelerator,
-        "-cpu", spec.cpu,
+        "-cpu", cpu_argument(spec, accelerator),
         "-smp", str(spec.cpus),
         "-m", f"{spec.memory_mib}M",
         "-no-reboot",  # with panic=-1 a panic, and without it a triple fault, ends QEMU instead of looping
@@ -170,6 +184,21 @@ def _base(qemu: Qemu, spec: MachineSpec, accelerator: str) -> list[str]:
         "-append", " ".join(spec.cmdline),
     ]
     # fmt: on
+
+
+def cpu_argument(spec: MachineSpec, accelerator: str) -> str:
+    """The ``-cpu`` value: the spec's, which for ``max`` under TCG does without two features.
+
+    ERMS and FSRM promise that ``rep movsb`` and ``rep stosb`` are quick, and Linux then clears and copies
+    memory with them.  TCG carries them out a byte at a time; without the promise Linux takes the eight-byte
+    forms (arch/x86/lib/clear_page_64.S, copy_user_64.S), which are several times as fast there.  Whoever
+    names one of the two, or another model, gets what was asked for.
+    """
+    words = spec.cpu.split(",")
+    named = {word.strip("+-").split("=")[0] for word in words[1:]}
+    if accelerator != "tcg" or words[0] != "max" or named & {"erms", "fsrm"}:
+        return spec.cpu
+    return f"{spec.cpu},-erms,-fsrm"
 
 
 def _ports(backends: Mapping[str, str]) -> list[str]:
@@ -182,6 +211,20 @@ def _ports(backends: Mapping[str, str]) -> list[str]:
         # (hw/char/virtio-serial-bus.c:virtser_port_device_realize)
         argv += ["-device", f"virtserialport,bus=serial.0,nr={index + 1},chardev=port{index},name={name}"]
     return argv
+
+
+def _saved(wires: Wires) -> list[str]:
+    if wires.state is None:
+        return []
+    # fmt: off
+    return [
+        "-S",  # nothing may execute before RAM and state are back
+        "-add-fd", f"fd={wires.state},set={STATE_SET}",
+        # No device is behind this image.  locking=off: a memfd has no second opener to be kept out.
+        "-blockdev", f"driver=file,node-name={STATE_FILE},filename=/dev/fdset/{STATE_SET},locking=off",
+        "-blockdev", f"driver=qcow2,node-name={STATE_NODE},file={STATE_FILE}",
+    ]
+    # fmt: on
 
 
 def _devices(spec: MachineSpec) -> list[str]:

@@ -51,12 +51,17 @@ def stuck(link):
 
 def test_hello_says_who_answers(link, agent):
     hello = link.hello()
-    assert (hello.pid, hello.protocol, hello.page_size) == (agent.process.pid, 2, os.sysconf("SC_PAGESIZE"))
+    assert (hello.pid, hello.protocol, hello.page_size) == (
+        agent.process.pid,
+        link.protocol.version,
+        os.sysconf("SC_PAGESIZE"),
+    )
     assert hello.release == os.uname().release
     assert hello.payload_max == link.protocol.payload_max
     assert hello.workers == link.workers > 1
     assert hello == link.hello()
     assert any(hello.boot_nonce)
+    assert not any(hello.restore_nonce)
 
 
 @pytest.mark.parametrize("size", [0, 1, 31, 4096, 65_536, 1 << 20])
