@@ -99,6 +99,16 @@ class Tables:
                 return int(words[page - first, index])
         return None
 
+    def entries(self, tables: U64, indices: U64) -> U64:
+        """Return `entry` for many tables, an index each; 0, which is not present, where there is no RAM."""
+        pages = (tables // np.uint64(PAGE)).astype(np.int64)
+        columns = indices.astype(np.int64)
+        found = np.zeros(len(tables), dtype=np.uint64)
+        for first, end, words in self._stretches:
+            here = np.flatnonzero((pages >= first) & (pages < end))
+            found[here] = words[pages[here] - first, columns[here]]
+        return found
+
     def in_ram(self, tables: U64) -> NDArray[np.bool_]:
         """Return for each physical address whether its page is RAM."""
         pages = tables // np.uint64(PAGE)
