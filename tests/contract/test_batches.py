@@ -191,12 +191,12 @@ def test_ctrl_c_leaves_nothing(iobmd, oracle, after):
     before = Stock(iobmd, oracle)
 
     def for_ever():
+        timer.start()
         while True:
             iobmd.batch(2000).withOptions(k.kIODirectionInOut, PAGE).release()
 
     timer = threading.Timer(after, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
     old = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
-    timer.start()
     try:
         with pytest.raises(KeyboardInterrupt):
             for_ever()
