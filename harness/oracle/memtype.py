@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from itertools import combinations
 from types import MappingProxyType
 
@@ -133,7 +134,11 @@ class MtrrMap:
     starts: tuple[int, ...]
     types: tuple[MemoryType, ...]
 
+    def __hash__(self) -> int:
+        return hash(self.starts)  # equal maps have equal starts; enumeration members take long to hash
+
     @classmethod
+    @lru_cache(maxsize=64)  # the same registers at every capture
     def from_registers(
         cls, def_type: int, fixed: Sequence[int], variable: Sequence[tuple[int, int]]
     ) -> "MtrrMap":

@@ -176,8 +176,8 @@ class Placed:
         """Whether each page begins a physically contiguous piece of its buffer."""
         owner, physical = self.spans.owner, self.physical
         new = self.mapped.copy()
-        follows = (physical[1:] == physical[:-1] + _PAGE) & (owner[1:] == owner[:-1]) & self.mapped[:-1]
-        new[1:] &= ~follows
+        # A page behind NOWHERE would be at no page's address.
+        new[1:] &= (physical[1:] != physical[:-1] + _PAGE) | (owner[1:] != owner[:-1])
         return new
 
     @cached_property
