@@ -41,6 +41,9 @@ enum link_op {
 	LINK_NOISE = 4, /* -> struct link_noise */
 	/* Executed by a worker: a new peer process in place of the last one. */
 	LINK_PEER = 5, /* struct link_peer_start -> struct link_peer */
+	/* Executed by a worker: system calls one after the other. */
+	LINK_BATCH =
+		7, /* struct link_batch ... -> struct link_batch_result ... */
 	/* The agent's own again. */
 	LINK_HOLD = 6, /* struct link_hold -> empty */
 	LINK_RESUME = 9, /* struct link_resume -> struct link_resumed */
@@ -152,6 +155,66 @@ struct link_reloc {
  */
 struct link_syscall_result {
 	int64_t result;
+};
+
+enum link_batch_flag {
+	/* make no more calls after one that failed */
+	LINK_BATCH_STOP = 1,
+};
+
+/**
+ * struct link_batch - execute system calls in order, by one thread
+ * @calls: how many struct link_batch_call follow this structure
+ * @relocs: how many struct link_reloc follow the calls, LINK_RELOC_ARENA only
+ * @filled: how many bytes of initial arena contents follow the relocs
+ * @arena: size of the arena, which all calls share; see struct link_syscall
+ * @out_start: first arena byte to send back
+ * @out_length: number of arena bytes to send back
+ * @flags: enum link_batch_flag bits
+ * @reserved: 0
+ *
+ * The request is malformed as a whole or sound as a whole, and refused as a
+ * whole where the host could have known: for a call with no loaded argument.
+ */
+struct link_batch {
+	uint32_t calls;
+	uint32_t relocs;
+	uint32_t filled;
+	uint32_t arena;
+	uint32_t out_start;
+	uint32_t out_length;
+	uint32_t flags;
+	uint32_t reserved;
+};
+
+/**
+ * struct link_batch_call - one of the calls
+ * @number: x86-64 system call number
+ * @args: its six arguments; for some of them an arena offset
+ * @arena_args: bit k: the address of the arena byte @args[k] is passed
+ * @load_args: bit k: the int32_t that lies at arena offset @args[k] when the
+ *	call is made is passed, sign-extended; a descriptor, for instance, that
+ *	a call before this one has put there
+ */
+struct link_batch_call {
+	uint64_t number;
+	uint64_t args[6];
+	uint32_t arena_args;
+	uint32_t load_args;
+};
+
+/**
+ * struct link_batch_result - how far it got
+ * @made: calls that were made, from the first one on
+ * @status: LINK_OK; else the enum link_status for which call number @made was
+ *	not made, and none after it
+ *
+ * Followed by an int64_t for each call of the request, the raw value, 0 for
+ * calls that were not made; then by the arena window that was asked for.
+ */
+struct link_batch_result {
+	uint32_t made;
+	uint32_t status;
 };
 
 /**

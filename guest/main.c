@@ -41,6 +41,10 @@ __attribute__((used)) static const struct {
 	struct link_syscall call;
 	struct link_reloc reloc;
 	struct link_syscall_result result;
+	enum link_batch_flag batch_flag;
+	struct link_batch batch;
+	struct link_batch_call batch_call;
+	struct link_batch_result batch_result;
 	struct link_noise noise;
 	struct link_peer_start peer_start;
 	struct link_peer peer;
@@ -101,6 +105,7 @@ static _Noreturn void be_init(void)
 	bool shell;
 	int port;
 
+	boot_limits();
 	boot_mounts();
 	boot_modules();
 	shell = boot_word("iobmd.shell");

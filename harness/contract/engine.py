@@ -160,6 +160,7 @@ def provenance_of(guest: Guest) -> Provenance:
         accelerator_reason=machine.accelerator.reason,
         machine=f"{spec.machine}, {spec.cpu} CPU model, {spec.cpus} vCPU, {spec.memory_mib} MiB",
         module=guest.image.module.build_id,
+        start=guest.starts[0].how.value,
     )
 
 

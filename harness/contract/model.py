@@ -131,6 +131,7 @@ class Provenance:
         accelerator_reason: why that one.
         machine: QEMU machine type, CPU model, memory in MiB and CPU count in one line.
         module: build id of the kernel module.
+        start: how the guest came to run: ``booted``, or from a snapshot.
     """
 
     kernel: str
@@ -140,6 +141,7 @@ class Provenance:
     accelerator_reason: str
     machine: str
     module: str
+    start: str = "booted"
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class Judgement:
     Attributes:
         results: one per clause, in catalogue order; never fewer than the catalogue has.
         provenance: what it was made on.
-        boot_seconds: QEMU spawned to the first reply of the agent.
+        boot_seconds: QEMU spawned to a guest that answered, whichever way it started.
         check_seconds: all checks together.
         oracle_milliseconds: per capture from outside (stop, state, walk, aliases, continue), in order.
     """

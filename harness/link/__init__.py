@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Talking to the guest: framed requests over a virtio-serial port, and the guest they boot."""
 
+from harness.link.batch import Batch
+from harness.link.columns import Column, Loaded
 from harness.link.errors import (
     ChannelBroken,
     GuestBusy,
@@ -25,7 +27,9 @@ __all__ = [
     "PROT_NONE",
     "PROT_READ",
     "PROT_WRITE",
+    "Batch",
     "ChannelBroken",
+    "Column",
     "Guest",
     "GuestBusy",
     "GuestOSError",
@@ -35,6 +39,7 @@ __all__ = [
     "InOut",
     "IoctlResult",
     "Link",
+    "Loaded",
     "NotRestored",
     "Nr",
     "Out",

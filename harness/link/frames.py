@@ -139,6 +139,7 @@ class Protocol:
         self.syscall = ops["LINK_SYSCALL"]
         self.noise = ops["LINK_NOISE"]
         self.peer = ops["LINK_PEER"]
+        self.batch = ops["LINK_BATCH"]
         self.hold = ops["LINK_HOLD"]
         self.resume = ops["LINK_RESUME"]
         self.reply = layouts.enum("link_flag")["LINK_REPLY"]
@@ -146,6 +147,7 @@ class Protocol:
         self.statuses: Mapping[int, str] = {
             number: name for name, number in layouts.enum("link_status").items()
         }
+        self.ok = layouts.enum("link_status")["LINK_OK"]
         kinds = layouts.enum("link_reloc_kind")
         self.reloc_arg = kinds["LINK_RELOC_ARG"]
         self.reloc_arena = kinds["LINK_RELOC_ARENA"]
@@ -154,6 +156,9 @@ class Protocol:
         self.call_record = Record(layouts.struct("link_syscall"))
         self.reloc_record = Record(layouts.struct("link_reloc"))
         self.result_record = Record(layouts.struct("link_syscall_result"))
+        self.batch_record = Record(layouts.struct("link_batch"))
+        self.batch_result_record = Record(layouts.struct("link_batch_result"))
+        self.batch_stop = layouts.enum("link_batch_flag")["LINK_BATCH_STOP"]
         self.noise_record = Record(layouts.struct("link_noise"))
         self.peer_start_record = Record(layouts.struct("link_peer_start"))
         self.peer_record = Record(layouts.struct("link_peer"))

@@ -15,6 +15,7 @@ from harness.vm import (
     AcceleratorVerdict,
     Machine,
     MachineSpec,
+    QemuRefused,
     Slot,
     Snapshot,
     SnapshotStore,
@@ -158,6 +159,6 @@ class Origin:
 def _told(error: Exception) -> str:
     """One line of an error."""
     if isinstance(error, HarnessError):
-        said = next((line for line in error.evidence if line.startswith("qemu: ")), "")
-        return ": ".join(part for part in (error.summary, error.observed, said) if part)
+        said = error.scene.qemu[-1:] if isinstance(error, QemuRefused) else ()
+        return ": ".join(part for part in (error.summary, error.observed, *said) if part)
     return str(error)

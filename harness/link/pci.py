@@ -9,9 +9,10 @@ be.
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from harness.link.syscalls import In, Nr
+from harness.link.syscalls import In, Nr, Out
 
 if TYPE_CHECKING:
     from harness.link.process import Process
@@ -25,7 +26,7 @@ _ORDER: Final = (*range(0x10, 0x28, 4), 0x30, 0x0C, 0x3C, 0x04)
 
 def headers(process: "Process") -> dict[str, str]:
     """The configuration header of every PCI function, in hexadecimal, by its path in ``/proc``."""
-    return {path: process.read_file(path)[:_HEADER].hex() for path in _paths(process)}
+    return {path: _header(process, path).hex() for path in _paths(process)}
 
 
 def put_back(process: "Process", before: Mapping[str, str]) -> tuple[str, ...]:
@@ -40,15 +41,28 @@ def put_back(process: "Process", before: Mapping[str, str]) -> tuple[str, ...]:
     """
     lost = []
     for path, header in before.items():
-        wanted, found = bytes.fromhex(header), process.read_file(path)[:_HEADER]
+        wanted, found = bytes.fromhex(header), _header(process, path)
         differing = [at for at in _ORDER if wanted[at : at + 4] != found[at : at + 4]]
         if differing:
             lost.append(path)
-            fd = process.open(path, os.O_WRONLY)
-            for at in differing:
-                process.syscall(Nr.PWRITE64, fd, In(wanted[at : at + 4]), 4, at, what=f"write {path}")
-            process.close(fd)
+            with _opened(process, path, os.O_WRONLY) as fd:
+                for at in differing:
+                    process.syscall(Nr.PWRITE64, fd, In(wanted[at : at + 4]), 4, at, what=f"write {path}")
     return tuple(lost)
+
+
+def _header(process: "Process", path: str) -> bytes:
+    with _opened(process, path, os.O_RDONLY) as fd:
+        return process.syscall(Nr.PREAD64, fd, Out(_HEADER), _HEADER, 0, what=f"read {path}").outputs[0]
+
+
+@contextmanager
+def _opened(process: "Process", path: str, flags: int) -> Iterator[int]:
+    fd = process.open(path, flags)
+    try:
+        yield fd
+    finally:
+        process.close(fd)
 
 
 def _paths(process: "Process") -> Iterator[str]:

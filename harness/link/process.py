@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 from harness.errors import BadInput
 from harness.images import GuestImage
+from harness.link.batch import Batch
 from harness.link.errors import GuestOSError
 from harness.link.link import Hello, Link, PendingCall
 from harness.link.memory import PROT_READ, PROT_WRITE, Stage, UserMemory, map_memory
 from harness.link.syscalls import Buffer, In, InOut, Nr, Out, SyscallResult, cstring
 
 _CHUNK = 512 * 1024
+_FIRST_CHUNK = 8 * 1024
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,26 @@ class Process:
         wanted = tuple(at for at, target in sorted(targets.items()) if isinstance(target, Out))
         return PendingIoctl(self.link.start(Nr.IOCTL, fd, cmd, passed, what=what), bool(arg), wanted, what)
 
+    def batch(self, rows: int) -> Batch:
+        """Make room for the same system calls many times over, in a few trips.
+
+        For example the size of a hundred files::
+
+            batch = guest.batch(100)
+            sizes = batch.outputs(stat_dtype)
+            batch.call(Nr.FSTAT, fds, sizes, what="fstat")
+            batch.run()
+            batch.check()
+            sizes.records["st_size"]
+
+        Args:
+            rows: how many times.
+
+        Raises:
+            BadInput: fewer than one.
+        """
+        return Batch(self.link, rows, self.operation_timeout)
+
     # -- files ----------------------------------------------------------------------------------------------
 
     def open(self, path: str, flags: int = os.O_RDWR, mode: int = 0o644) -> int:
@@ -148,12 +170,15 @@ class Process:
         """The whole contents of a file of the guest; works for /proc and /sys."""
         fd = self.open(path, os.O_RDONLY)
         parts: list[bytes] = []
+        room = _FIRST_CHUNK  # all of the room comes back with the reply, used or not
         try:
             while True:
-                result = self.syscall(Nr.READ, fd, Out(_CHUNK), _CHUNK, what=f"read {path}")
+                result = self.syscall(Nr.READ, fd, Out(room), room, what=f"read {path}")
                 if result.value == 0:
                     return b"".join(parts)
                 parts.append(result.outputs[0][: result.value])
+                if result.value == room:
+                    room = min(room * 8, _CHUNK)
         finally:
             self.close(fd)
 

@@ -114,6 +114,7 @@ def _document(judgement: Judgement, catalogue: Catalogue) -> dict[str, Any]:
             "accelerator_reason": made_on.accelerator_reason,
             "machine": made_on.machine,
             "module": made_on.module,
+            "start": made_on.start,
         },
         "judged": "attributes, not caching behaviour",
         "counts": {

@@ -201,7 +201,10 @@ def _closing(judgement: Judgement) -> tuple[tuple[str, str], ...]:
             "evidence",
             f"{len(seen_outside)} of {len(decided)} decided verdicts rest on evidence from outside the guest",
         ),
-        ("time", f"boot {judgement.boot_seconds:.2f} s, checks {judgement.check_seconds:.2f} s"),
+        (
+            "time",
+            f"{made_on.start} in {judgement.boot_seconds:.2f} s, checks {judgement.check_seconds:.2f} s",
+        ),
         ("oracle", _captures(judgement.oracle_milliseconds)),
         ("kernel", f"{made_on.release} ({recipe}), module {made_on.module}"),
         ("qemu", f"{made_on.qemu}, accelerator {made_on.accelerator}{why}"),

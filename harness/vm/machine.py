@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """A virtual machine and everything it owns."""
 
-import contextlib
 import shlex
 import socket
 import threading
@@ -10,36 +9,21 @@ from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from harness.errors import BadInput
 from harness.vm.accel import AcceleratorVerdict, choose_accelerator
-from harness.vm.capture import capture_device_state, load_state, save_state
+from harness.vm.capture import capture_device_state, save_state
 from harness.vm.console import Console
 from harness.vm.errors import MachineFailure
-from harness.vm.launch import CONSOLE_LOG, Launched, launched
+from harness.vm.launch import CONSOLE_LOG, QEMU_LOG
+from harness.vm.life import Life, living
 from harness.vm.qemu import Qemu, find_qemu
 from harness.vm.qmp import Qmp
-from harness.vm.ram import MIB, GuestRam, ram_ranges
+from harness.vm.ram import GuestRam
 from harness.vm.snapshot import Snapshot, write_snapshot
 from harness.vm.spec import MachineSpec
 from harness.vm.workdir import Workdir
-
-#: Seconds until QEMU greets; it loads the kernel first.
-START_SECONDS: Final = 30.0
-#: A QEMU that does not stop its vCPUs within this is replaced.
-REWIND_SECONDS: Final = 2.0
-_QUIT_SECONDS: Final = 1.0
-#: QEMU sends the event before it ends; only our own thread may not have read it yet.
-_EVENT_SECONDS: Final = 0.5
-#: ShutdownCause in QEMU's qapi/run-state.json.
-_SHUTDOWN_WORDS: Final = {
-    "guest-reset": "the guest reset itself: a reboot, or a triple fault when nothing was printed",
-    "guest-shutdown": "the guest powered itself off",
-    "guest-panic": "the guest reported a panic",
-    "host-qmp-quit": "somebody sent 'quit' to its protocol",
-    "host-signal": "QEMU got a SIGTERM, SIGINT or SIGHUP",
-}
 
 
 class MachineState(Enum):
@@ -95,12 +79,7 @@ class Machine:
         self._stop_lock = threading.RLock()
         self._stop_depth = 0
         self._captured: bytes | None = None
-        self._rewindable = (
-            False  # whether this QEMU was started from the snapshot, which is what can be rewound
-        )
-        self._it: Launched | None = None
-        self._qmp: Qmp | None = None
-        self._ram: GuestRam | None = None
+        self._current: Life | None = None
         self._qemu: Qemu | None = None
         self._folder: Workdir | None = None
 
@@ -120,7 +99,7 @@ class Machine:
         try:
             self._start()
         except BaseException as err:
-            self._teardown(keep=self._keep or (isinstance(err, Exception) and self._it is not None))
+            self._teardown(keep=self._keep or (isinstance(err, Exception) and self._has_started))
             raise
         return self
 
@@ -133,7 +112,7 @@ class Machine:
     @property
     def state(self) -> MachineState:
         """Where in its life the machine is, looked up now."""
-        if self._state in (MachineState.RUNNING, MachineState.STOPPED) and self._gone():
+        if self._state in (MachineState.RUNNING, MachineState.STOPPED) and self._life.gone:
             return MachineState.DEAD
         return self._state
 
@@ -147,12 +126,12 @@ class Machine:
     @property
     def argv(self) -> tuple[str, ...]:
         """QEMU's command line as it was started, inherited descriptors included."""
-        return self._launched.argv
+        return self._life.launched.argv
 
     @property
     def pid(self) -> int:
         """QEMU's process id."""
-        return self._launched.process.pid
+        return self._life.launched.process.pid
 
     @property
     def qemu_version(self) -> str:
@@ -164,26 +143,22 @@ class Machine:
     @property
     def workdir(self) -> Path:
         """The folder with ``console.log`` and ``qemu.log``."""
-        return self._launched.workdir
+        return self._life.launched.workdir
 
     @property
     def console(self) -> Console:
         """The guest's serial console; its log stays readable after the machine is closed."""
-        return self._launched.console
+        return self._life.launched.console
 
     @property
     def qmp(self) -> Qmp:
         """QEMU's machine protocol."""
-        if self._qmp is None:
-            raise self._not_started()
-        return self._qmp
+        return self._life.qmp
 
     @property
     def ram(self) -> GuestRam:
         """The guest's memory, live."""
-        if self._ram is None:
-            raise self._not_started()
-        return self._ram
+        return self._life.ram
 
     def port(self, name: str) -> socket.socket:
         """The host end of a virtio-serial port; it is connected from the start and belongs to the machine.
@@ -191,7 +166,7 @@ class Machine:
         Raises:
             BadInput: the specification has no such port.
         """
-        ports: Mapping[str, socket.socket] = self._launched.ports
+        ports: Mapping[str, socket.socket] = self._life.launched.ports
         if name not in ports:
             raise BadInput(
                 f"no virtio-serial port {name!r}", observed="ports: " + (", ".join(ports) or "none")
@@ -207,7 +182,7 @@ class Machine:
             BadInput: the machine was not started or is closed.
         """
         self._require_open()
-        self._launched.check()
+        self._life.launched.check()
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -283,17 +258,17 @@ class Machine:
             MachineFailure: the new QEMU does not start; nothing of the machine is left then.
         """
         self._require_open()
-        if self._stop_depth:
-            raise BadInput("a machine that stands still cannot be restored", hint="leave stopped() first")
-        same = snapshot is None or snapshot is self._snapshot
-        self._snapshot = snapshot or self._snapshot
-        if self._snapshot is None:
+        self._require_running()
+        wanted = snapshot or self._life.snapshot
+        if wanted is None:
             raise BadInput("this machine has no snapshot", hint="start it with one, or give one here")
-        if same and self._rewindable and self.state is MachineState.RUNNING:
-            with contextlib.suppress(MachineFailure):
-                self._rewind(self._snapshot)
+        # Only a QEMU that never held a kernel of its own can be put back: see harness.vm.stub.
+        if wanted is self._life.snapshot and self.state is MachineState.RUNNING:
+            with suppress(MachineFailure):
+                self._life.rewind(wanted)
+                self._captured = None
                 return True
-        self.restart(self._snapshot)
+        self.restart(wanted)
         return False
 
     def restart(self, snapshot: Snapshot | None = None) -> None:
@@ -308,11 +283,11 @@ class Machine:
             MachineFailure: the new QEMU does not start; nothing of the machine is left then.
         """
         self._require_open()
-        self._snapshot = snapshot
-        self._launched.process.end(grace=0)  # nothing in it is worth waiting for, and it may hang
+        self._require_running()
+        self._life.kill()
         self._stack.close()
         self._set_aside_log()
-        self._launch()
+        self._live(snapshot)
 
     def describe(self) -> str:
         """One line for a report's header."""
@@ -330,75 +305,42 @@ class Machine:
 
     def repro_command(self) -> str:
         """A shell line that starts the same machine by hand, its console on the terminal."""
-        return self._launched.repro
+        return self._life.launched.repro
 
     def command(self) -> str:
         """The command line as it was run, quoted for reading; its descriptors exist only here."""
         return shlex.join(self.argv)
 
     @property
-    def _launched(self) -> Launched:
-        if self._it is None:
+    def _life(self) -> Life:
+        if self._current is None:
             raise self._not_started()
-        return self._it
+        return self._current
+
+    @property
+    def _has_started(self) -> bool:
+        return self._folder is not None and (self._folder.path / QEMU_LOG).exists()
 
     def _start(self) -> None:
         self._qemu = find_qemu()
         if self._accelerator is None:
             self._accelerator = choose_accelerator(self.spec, qemu=self._qemu)
         self._folder = Workdir(self._given_workdir)
-        self._launch()
+        self._live(self._snapshot)
 
-    def _launch(self) -> None:
+    def _live(self, snapshot: Snapshot | None) -> None:
         if self._qemu is None or self._folder is None:
             raise self._not_started()
-        spec, stack, snapshot = self.spec, self._stack, self._snapshot
-        self._rewindable = False
-        self._it = it = stack.enter_context(
-            launched(
-                self._qemu,
-                spec,
-                self.accelerator.name,
-                self._folder.path,
-                state=None if snapshot is None else snapshot.state,
-            )
-        )
-        size = spec.memory_mib * MIB
-        self._ram = GuestRam(it.ram, size, ram_ranges(spec.machine, size))
-        stack.callback(self._ram.close)
-        if snapshot is not None:
-            snapshot.fill(self._ram)  # while QEMU starts on another core
-        self._qmp = Qmp(it.qmp, check=self._on_lost, scene=it.scene, deadline=START_SECONDS)
-        stack.callback(self._qmp.close)
-        it.answered = True
+        life = living(self._qemu, self.spec, self.accelerator.name, self._folder.path, snapshot)
+        self._current = self._stack.enter_context(life)
         self._state = MachineState.RUNNING
-        it.explain = self._explain_end
-        stack.callback(self._end)
-        if snapshot is not None:
-            load_state(self._qmp)
-            self._qmp.execute("cont")
-            self._rewindable = True
-
-    def _rewind(self, snapshot: Snapshot) -> None:
-        self.qmp.execute("stop", timeout=REWIND_SECONDS)
-        snapshot.rewind(self.ram)
-        load_state(self.qmp)
-        # A port that could not send while we were not reading sends when we do: so this comes last.
-        for port in self._launched.ports.values():
-            _drain(port)
-        self._captured = None
-        self.qmp.execute("cont")
 
     def _set_aside_log(self) -> None:
         """Keep the console of the QEMU before: ``console.1.log`` is the first."""
         log = self.workdir / CONSOLE_LOG
         self._lives += 1
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             log.rename(log.with_name(f"{log.stem}.{self._lives}{log.suffix}"))
-
-    def _end(self) -> None:
-        it = self._launched
-        it.process.end(ask=lambda: self.qmp.execute("quit", timeout=_QUIT_SECONDS))
 
     def _teardown(self, *, keep: bool) -> None:
         if self._state is MachineState.CLOSED:
@@ -419,29 +361,17 @@ class Machine:
                     self._state = MachineState.RUNNING
                     self.qmp.execute("cont")
 
-    def _on_lost(self) -> None:
-        if self._it is not None and self._state is not MachineState.CLOSED:
-            self._it.check_ended()
-
-    def _explain_end(self) -> str:
-        if self._launched.process.status() != 0:
-            return ""  # a crash or a kill is never announced
-        try:
-            event = self.qmp.wait_event("SHUTDOWN", timeout=_EVENT_SECONDS)
-        except MachineFailure:
-            return ""
-        reason = str(event.data.get("reason", "unknown"))
-        return _SHUTDOWN_WORDS.get(reason, f"QEMU reported the reason {reason!r}")
-
-    def _gone(self) -> bool:
-        it = self._launched
-        return it.process.status() is not None or it.console.panic is not None
-
     def _require_open(self) -> None:
         if self._state is MachineState.NEW:
             raise self._not_started()
         if self._state is MachineState.CLOSED:
             raise BadInput("the machine is closed", hint="use it inside of its with block")
+
+    def _require_running(self) -> None:
+        if self._stop_depth:
+            raise BadInput(
+                "a machine that stands still cannot be started again", hint="leave stopped() first"
+            )
 
     @staticmethod
     def _not_started() -> BadInput:
@@ -450,6 +380,6 @@ class Machine:
 
 def _drain(sock: socket.socket) -> None:
     """Drop what has arrived and was not read."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         while sock.recv(1 << 18, socket.MSG_DONTWAIT):
             pass

@@ -75,6 +75,8 @@ class Snapshot:
         Raises:
             SnapshotUnusable: the file is not the one that was written.
         """
+        if not self.extents:
+            return
         with self._opened() as fd, mmap.mmap(fd, self.ram_bytes, prot=mmap.PROT_READ) as stored:
             view = memoryview(stored)
             try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.contract.model import Clause, Kind
 from harness.iokit import Null
+from harness.link import Start, StartKind
 from harness.oracle import Leaf, MemoryType, PhysRange, Unmapped
 
 PAGE = 4096
@@ -151,6 +152,7 @@ class FakeGuest:
         )
         self.hello = SimpleNamespace(release="6.1.0")
         self.boot_seconds = 1.5
+        self.starts = (Start(StartKind.BOOTED, 1.5),)
         self.files: dict[str, bytes] = {
             "/proc/zoneinfo": b"Node 0, zone DMA\n  pages free     100\n        boost    0\n"
             b"  pagesets\n    cpu: 0\n              count: 23\n              high:  99\n"
