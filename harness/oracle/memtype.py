@@ -8,7 +8,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 from itertools import combinations
 from types import MappingProxyType
 
@@ -138,7 +137,6 @@ class MtrrMap:
         return hash(self.starts)  # equal maps have equal starts; enumeration members take long to hash
 
     @classmethod
-    @lru_cache(maxsize=64)  # the same registers at every capture
     def from_registers(
         cls, def_type: int, fixed: Sequence[int], variable: Sequence[tuple[int, int]]
     ) -> "MtrrMap":
