@@ -116,6 +116,19 @@ class Survey:
                 parts.append(PhysRange(start, high - low))
         return tuple(parts)
 
+    def covers(self, start: U64, length: U64) -> NDArray[np.bool_]:
+        """Return for each stretch of physical memory whether all its pages belong to buffers of this survey.
+
+        Args:
+            start: physical addresses.
+            length: bytes of each.
+        """
+        first = start >> np.uint64(12)
+        end = start + length + np.uint64(PAGE - 1) >> np.uint64(12)
+        pages = distinct(self._placed.owned[1])
+        owned = pagetypes.ranks(pages, end) - pagetypes.ranks(pages, first)
+        return np.asarray(owned == (end - first).astype(np.int64))
+
     def leaves(self, number: int) -> tuple[Leaf, ...]:
         """Return every leaf that maps a byte of buffer *number*, as `View.aliases` of its memory does."""
         wanted = self.ranges(number)
@@ -196,11 +209,13 @@ def _aliases(leaves: LeafTable, owner: I64, pages: U64, count: int) -> I64:
     """Count each buffer's leaves. A large leaf counts once, however many of the buffer's pages it maps."""
     total = np.zeros(count, dtype=np.int64)
     for level in _LEVELS:
+        if not (leaves.level == level).any():
+            continue
         frames = pages >> np.uint64(9 * (level - 1))
         once = np.ones(len(frames), dtype=np.bool_)
         once[1:] = (frames[1:] != frames[:-1]) | (owner[1:] != owner[:-1])
         mine, frames = owner[once], frames[once]
         every = distinct(frames)
-        each = pagetypes.leaves_of_frames(leaves, level, every)[np.searchsorted(every, frames)]
+        each = pagetypes.leaves_of_frames(leaves, level, every)[pagetypes.ranks(every, frames)]
         total += np.bincount(mine, weights=each, minlength=count).astype(np.int64)
     return total

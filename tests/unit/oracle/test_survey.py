@@ -249,6 +249,25 @@ def test_neighbours_are_not_one_buffer(small):
     assert seen.ranges(7) == (PhysRange(4 * MIB + 7 * PAGE, PAGE),)
 
 
+def test_anomalies_that_belong_to_no_buffer(small):
+    machine, bufs = small
+    with Oracle(machine).frozen() as view:
+        seen = view.survey(bufs.address, bufs.storage)
+        assert [leaf.pa for leaf in view.direct_map_anomalies()] == [0x10000, 0x11000]
+        assert view.direct_map_anomalies(besides=seen) == ()
+        half = view.survey(bufs.address[:1], PAGE)
+        assert [leaf.pa for leaf in view.direct_map_anomalies(besides=half)] == [0x11000]
+        table = view.cpus[0].cr3
+        for level in (4, 3):
+            table = machine.ram.u64(table + 8 * (DIRECT[4] >> (12 + 9 * (level - 1)) & 511)) & ~0xFFF
+        view.write(table + 8, (2 * MIB | RW | PCD | 1 << 7).to_bytes(8, "little"))
+        assert [leaf.pa for leaf in view.direct_map_anomalies(besides=seen)] == [2 * MIB]
+        part = view.survey([DIRECT[4] + 2 * MIB], [2 * MIB - PAGE])
+        assert [leaf.pa for leaf in view.direct_map_anomalies(besides=part)] == [0x10000, 0x11000, 2 * MIB]
+        whole = view.survey([DIRECT[4] + 2 * MIB], [2 * MIB - PAGE + 1])
+        assert [leaf.pa for leaf in view.direct_map_anomalies(besides=whole)] == [0x10000, 0x11000]
+
+
 def test_any_way_to_name_buffers(small):
     machine, bufs = small
     oracle = Oracle(machine)
