@@ -56,7 +56,7 @@ def extents(bufs: Buffers | Iterable[Buffer]) -> tuple[ArrayLike, ArrayLike]:
     return [address for address, _ in found], [storage for _, storage in found]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spans:
     """Where buffers are in virtual memory, page by page.
 
@@ -148,7 +148,7 @@ def spread(values: ArrayLike, count: int, name: str) -> U64:
     return np.broadcast_to(found, (count,)).copy()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Placed:
     """Where buffers are in physical memory, page by page, in virtual order.
 

@@ -29,7 +29,7 @@ I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Paths:
     """Ways by which tables of one level are reached."""
 
@@ -51,7 +51,7 @@ class _Paths:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Level:
     """What the tables of one level hold, path by path.
 

@@ -39,7 +39,7 @@ _HIGHEST_ALIGNMENT = 1 << 52
 _LEVELS = (1, 2, 3)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Survey:
     """Many buffers as one stopped moment showed them. Stays readable when the guest goes on.
 
