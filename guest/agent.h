@@ -132,6 +132,17 @@ void peer_reaped(int pid);
 enum link_status resume(const struct frame *in, size_t length,
 			struct link_hello *hello, struct frame *out,
 			size_t *out_length);
+/* spawn.c */
+void spawn_on_fd(int fd);
+enum link_status spawn_program(const struct frame *in, size_t length,
+			       struct frame *out, size_t *out_length);
+void spawn_reaped(int pid, int status);
+
+/* relay.c */
+_Noreturn void relay(int port, uint64_t ticket, char *const argv[]);
+
+/* command.c */
+_Noreturn void command(const char *mark, char *const argv[]);
 
 /* shell.c */
 void shell_start(void);

@@ -47,6 +47,8 @@ enum link_op {
 	/* The agent's own again. */
 	LINK_HOLD = 6, /* struct link_hold -> empty */
 	LINK_RESUME = 9, /* struct link_resume -> struct link_resumed */
+	/* Executed by a worker: start a program, or ask after one. */
+	LINK_SPAWN = 8, /* struct link_spawn, strings -> struct link_spawned */
 };
 
 enum link_flag {
@@ -285,6 +287,52 @@ struct link_resumed {
 	int64_t realtime_ns;
 	int32_t error;
 	uint32_t reserved;
+};
+
+/**
+ * struct link_spawn - start a program of the guest, or ask after one
+ * @ticket: with a port random, its first byte not 0; without one 0
+ * @pid: 0 to start; otherwise a process this operation started: tell its state
+ * @argc: how many strings are its argv; the first is the program's path
+ * @envc: how many strings after those are its environment
+ * @reserved: 0
+ * @port: name of the virtio-serial port that becomes its standard input and
+ *	output, "" for none
+ * @log: file its other standard streams are appended to, "" for the console
+ *
+ * Followed by @argc + @envc strings, each with its NUL.
+ *
+ * With a port: the process started with this port before is ended first.  What
+ * the port still holds of that one's input is dropped up to and including the
+ * eight bytes of @ticket, in memory order; the same eight bytes are the first
+ * output.  In between is a relay, whose process id is the answer: the program
+ * sees a stream socket, and the relay ends with the program, as the program
+ * ends with the relay.
+ */
+struct link_spawn {
+	uint64_t ticket;
+	uint32_t pid;
+	uint32_t argc;
+	uint32_t envc;
+	uint32_t reserved;
+	char port[64];
+	char log[128];
+};
+
+/**
+ * struct link_spawned - how that process is
+ * @pid: its process id, 0 if it could not be started
+ * @error: 0, or the errno that prevented the start; ESRCH: no such process is
+ *	remembered; EBUSY: the last one on this port does not end; EAGAIN: as
+ *	many as can be remembered are running
+ * @ended: 1 when it has ended, else 0
+ * @status: its exit status, or 128 and the number of the signal that ended it
+ */
+struct link_spawned {
+	uint32_t pid;
+	int32_t error;
+	uint32_t ended;
+	uint32_t status;
 };
 
 #endif /* LINK_ABI_H */

@@ -114,6 +114,8 @@ static void run(struct worker *me, size_t length)
 	else if (me->in->header.op == LINK_BATCH)
 		status = batch_call(&me->arena, me->in, length,
 				    server.reader.fd, me->out, &out_length);
+	else if (me->in->header.op == LINK_SPAWN)
+		status = spawn_program(me->in, length, me->out, &out_length);
 	else
 		status = remote_call(&me->arena, me->in, length,
 				     server.reader.fd, me->out, &out_length);
@@ -222,7 +224,7 @@ static bool answer(struct worker *me, size_t length)
 		status = resume(me->in, length, &server.hello, me->out,
 				&out_length);
 	} else if (asked->op != LINK_SYSCALL && asked->op != LINK_PEER &&
-		   asked->op != LINK_BATCH) {
+		   asked->op != LINK_BATCH && asked->op != LINK_SPAWN) {
 		status = LINK_UNKNOWN_OP;
 	} else if (hand_over()) {
 		run(me, length);

@@ -20,6 +20,7 @@ from harness.link.link import Hello, Link, Pending, PendingCall, Reply
 from harness.link.memory import PROT_NONE, PROT_READ, PROT_WRITE, UserMemory
 from harness.link.peer import Peer, PeerDied, PeerNotStarted
 from harness.link.process import IoctlResult, PendingIoctl, Process
+from harness.link.program import Program, ProgramNotStarted
 from harness.link.start import Start, StartKind
 from harness.link.syscalls import In, InOut, Nr, Out, SyscallResult, cstring
 
@@ -50,6 +51,8 @@ __all__ = [
     "PendingCall",
     "PendingIoctl",
     "Process",
+    "Program",
+    "ProgramNotStarted",
     "Reply",
     "RequestMalformed",
     "RequestRefused",

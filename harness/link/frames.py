@@ -142,6 +142,7 @@ class Protocol:
         self.batch = ops["LINK_BATCH"]
         self.hold = ops["LINK_HOLD"]
         self.resume = ops["LINK_RESUME"]
+        self.spawn = ops["LINK_SPAWN"]
         self.reply = layouts.enum("link_flag")["LINK_REPLY"]
         self.ops: Mapping[int, str] = {number: name for name, number in ops.items()}
         self.statuses: Mapping[int, str] = {
@@ -165,6 +166,8 @@ class Protocol:
         self.hold_record = Record(layouts.struct("link_hold"))
         self.resume_record = Record(layouts.struct("link_resume"))
         self.resumed_record = Record(layouts.struct("link_resumed"))
+        self.spawn_record = Record(layouts.struct("link_spawn"))
+        self.spawned_record = Record(layouts.struct("link_spawned"))
         self._check_at = self.header.offset("check")
         self._pack_header = self.header.packer("magic", "length", "id", "op", "flags", "status")
         self._unpack_header = self.header.unpacker("check", "length", "id", "op", "flags", "status")
