@@ -211,11 +211,13 @@ def _aliases(leaves: LeafTable, owner: I64, pages: U64, count: int) -> I64:
     for level in _LEVELS:
         if not (leaves.level == level).any():
             continue
-        frames = pages >> np.uint64(9 * (level - 1))
-        once = np.ones(len(frames), dtype=np.bool_)
-        once[1:] = (frames[1:] != frames[:-1]) | (owner[1:] != owner[:-1])
-        mine, frames = owner[once], frames[once]
-        every = distinct(frames)
-        each = pagetypes.leaves_of_frames(leaves, level, every)[pagetypes.ranks(every, frames)]
+        mine, frames = owner, pages
+        if level > 1:
+            frames = pages >> np.uint64(9 * (level - 1))
+            once = np.ones(len(frames), dtype=np.bool_)
+            once[1:] = (frames[1:] != frames[:-1]) | (owner[1:] != owner[:-1])
+            mine, frames = owner[once], frames[once]
+        every, place = np.unique(frames, return_inverse=True)
+        each = pagetypes.leaves_of_frames(leaves, level, every)[place]
         total += np.bincount(mine, weights=each, minlength=count).astype(np.int64)
     return total
