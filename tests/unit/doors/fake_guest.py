@@ -42,6 +42,7 @@ class FakeGuest:
         self.starts: tuple[Start, ...] = ()
         self.files: set[str] = set()
         self.dead = self.silent = False
+        self.ssh = object()
         self.broken_restores = 0
         self.hello = SimpleNamespace(release=RELEASES[image.kernel.label])
         self.link = SimpleNamespace(syscall=self._syscall)
@@ -101,7 +102,9 @@ def install(memory_mib: int | None = None) -> Callable[[], None]:
 
     def image(options: Any, _: Any) -> Any:
         kernel = SimpleNamespace(label=options.kernel)
-        return SimpleNamespace(kernel=kernel, module=SimpleNamespace(build_id="01"))
+        return SimpleNamespace(
+            kernel=kernel, module=SimpleNamespace(build_id="01"), ssh_payload=lambda _: b""
+        )
 
     fakes: list[tuple[Any, str, Any]] = [
         (plugin, "make_guest", lambda options, image, _: FakeGuest(options, image)),
