@@ -36,6 +36,14 @@ def before(iobmd, oracle) -> Stock:
     return Stock(iobmd, oracle)
 
 
+def still_lost(before: Stock, iobmd, oracle) -> list[str]:
+    """What is missing for good: RCU and the allocator's own lists give thousands of pages back late."""
+    deadline = time.monotonic() + 5
+    while (missing := lost(before, Stock(iobmd, oracle))) and time.monotonic() < deadline:
+        pass
+    return missing
+
+
 def options(chance: random.Random) -> int:
     contiguous = chance.choice((0, k.kIOMemoryPhysicallyContiguous))
     return chance.choice((1, 2, 3)) | chance.choice(MODES) | contiguous
@@ -140,7 +148,7 @@ def test_ten_thousand_live_at_once_and_leave_nothing(iobmd, oracle, before):
     started = time.monotonic()
     assert iobmd.release_all() == THOUSANDS
     assert time.monotonic() - started < 10
-    assert lost(before, Stock(iobmd, oracle)) == []
+    assert still_lost(before, iobmd, oracle) == []
 
 
 def test_thousands_of_single_buffers_are_released_together(iobmd):
@@ -164,7 +172,7 @@ def test_typed_memory_goes_home_write_back(iobmd, oracle, before):
     with oracle.frozen() as view:
         assert view.direct_map_anomalies()
     buffers.release()
-    assert lost(before, Stock(iobmd, oracle)) == []
+    assert still_lost(before, iobmd, oracle) == []
 
 
 def test_a_full_table_of_open_files_leaves_nothing_of_a_batch(iobmd, oracle, before):
@@ -178,7 +186,7 @@ def test_a_full_table_of_open_files_leaves_nothing_of_a_batch(iobmd, oracle, bef
         limit = np.array([65_536, 65_536], "<u8").tobytes()
         process.syscall(PRLIMIT64, 0, NOFILE, In(limit), 0, what="prlimit")
     assert caught.value.observed == "EMFILE"
-    assert lost(before, Stock(iobmd, oracle)) == []
+    assert still_lost(before, iobmd, oracle) == []
 
 
 def test_the_agent_may_open_files_enough(guest):
@@ -205,7 +213,7 @@ def test_ctrl_c_leaves_nothing(iobmd, oracle, before, after):
         timer.cancel()
         signal.signal(signal.SIGINT, old)
     iobmd.release_all()
-    assert lost(before, Stock(iobmd, oracle)) == []
+    assert still_lost(before, iobmd, oracle) == []
 
 
 def test_a_batch_of_the_second_process(guest, iobmd):
