@@ -23,8 +23,8 @@ _LOG_BYTES = 768 << 10
 _TRACED = (
     "initcall_debug",  # two lines per initcall, in the log only: loglevel keeps them off the console
     "log_buf_len=1M",  # the usual buffer loses the first of them
-    "earlyprintk=ttyS0,115200",  # the first line comes before anything else the kernel does,
-    "loglevel=6",  # and notices are shown, of which it is one; initcalls are not
+    "loglevel=6",  # notices are shown, the very first line is one; what comes later is quieter again
+    "earlyprintk=ttyS0,115200",  # shown when this word is read, nearly before anything else is done
 )
 
 
@@ -101,7 +101,7 @@ def _boot_in_parts(spec: MachineSpec, image: GuestImage) -> dict[str, float]:
 
 def _traced_boot(spec: MachineSpec, image: GuestImage) -> dict[str, float]:
     """Milliseconds of what only a boot that is slowed down can show."""
-    with watched(dataclasses.replace(spec, cmdline=(*spec.cmdline, *_TRACED))) as started:
+    with watched(dataclasses.replace(spec, cmdline=(*_TRACED, *spec.cmdline))) as started:
         watch = started.watch
         started.launched.console.wait_output(SECONDS)
         first_byte = watch.now()

@@ -36,7 +36,8 @@ def figures_text(series: Series, unit: str) -> str:
     if not series:
         return ""
     middle = series.median
-    digits = 3 if middle < 0.1 else 2 if unit == "s" or middle < 10 else 1 if middle < 100 else 0
+    size = abs(middle)
+    digits = 3 if size < 0.1 else 2 if unit == "s" or size < 10 else 1 if size < 100 else 0
     low, high = min(series.values), max(series.values)
     spread = "" if len(series.values) == 1 else f" ({low:.{digits}f}..{high:.{digits}f})"
     return f"{middle:.{digits}f}{spread}"

@@ -3,6 +3,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from statistics import median
@@ -59,14 +60,16 @@ def bench_starts(lab: Lab) -> None:
 
 def bench_clean(lab: Lab) -> None:
     """Measure how long the next test waits for a clean guest: put back in place, or in a new process."""
-    cold, restored, rewound = cold_side(lab), restored_side(lab), _rewound_side(lab)
-    note = f"between two restores a test makes and writes {_DIRTY} buffers of {_DIRTY_BYTES >> 10} KiB"
+    kinds: Counter[StartKind] = Counter()
+    cold, restored, rewound = cold_side(lab), restored_side(lab), _rewound_side(lab, kinds)
+    notes = [f"between two restores a test makes and writes {_DIRTY} buffers of {_DIRTY_BYTES >> 10} KiB"]
     what = "clean state in place for the next test"
     ours, peer = rewound.series("reply"), cold.series("reply")
-    lab.board.row(what, "s", ours, peer=peer, against="own cold boot", goal=1 / 20, notes=[note])
+    lab.board.row(what, "s", ours, peer=peer, against="own cold boot", goal=1 / 20, notes=notes)
     what = "clean state in a new process"
     lab.board.row(what, "s", restored.series("reply"), peer=peer, against="own cold boot")
     lab.measure("Clean states", (cold, restored, rewound), _CLEAN_ROUNDS)
+    notes.append("of these: " + ", ".join(f"{count} {kind.value}" for kind, count in kinds.items()))
 
 
 def cold_side(lab: Lab) -> Side:
@@ -97,7 +100,9 @@ def restored_side(lab: Lab) -> Side:
     return Side("from snapshot", prepare, _RESTORES)
 
 
-def _rewound_side(lab: Lab) -> Side:
+def _rewound_side(lab: Lab, kinds: "Counter[StartKind]") -> Side:
+    """What `Guest.restore` takes, which now and then chooses a new process; ``kinds`` counts that."""
+
     def prepare(stack: ExitStack) -> Measure:
         with Guest(lab.image, lab.machine, lab.snapshots):
             pass
@@ -106,7 +111,9 @@ def _rewound_side(lab: Lab) -> Side:
 
         def once() -> float:
             _make_dirty(guest)
-            return _seconds(guest.restore(), StartKind.REWOUND)
+            start = guest.restore()
+            kinds[start.how] += 1
+            return start.seconds
 
         return lambda: {"reply": median(once() for _ in range(_RESTORES))}
 
