@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The console door: ``iobmd check``, ``iobmd clauses``, ``iobmd boot``, ``iobmd ssh`` and ``iobmd doctor``.
+"""The console door: ``iobmd check``, ``clauses``, ``boot``, ``ssh``, ``bench`` and ``doctor``.
 
 Exit codes: 0 all well, 1 a clause is broken, 2 could not run (the host lacks something, or bad arguments),
 3 the guest or QEMU died, 130 interrupted.
@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from harness import doctor
+from harness.bench import door as bench
 from harness.contract.catalogue import catalogue
 from harness.contract.engine import all_checks, judge
 from harness.contract.model import ClauseResult, Verdict
@@ -36,6 +37,8 @@ examples:
   iobmd check --kernel ./vmlinuz --modules ./lib/modules/6.9.0 --headers ./linux
   iobmd clauses F04                        what F04 promises, who says so, how it is decided
   iobmd boot                               look around in a guest (Ctrl-] leaves)
+  iobmd bench rpc start                    how fast, beside peers measured in the same run
+  iobmd bench boot                         where the milliseconds of a boot go
   iobmd ssh dmesg                          one command in a guest, its output and exit status
   iobmd doctor                             what this host can do, what is missing
 """
@@ -114,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
         add_options(command.add_argument)
         command.add_argument("--refresh", action="store_true",
                              help="look for a newer version of the recipe's kernel first")  # fmt: skip
+
+    bench.add_arguments(commands.add_parser("bench", help="how fast it is, beside its peers"))
 
     explain = commands.add_parser("clauses", help="what a clause promises, who says so, how it is decided")
     explain.add_argument(
