@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,7 +87,7 @@ class LineTable:
         chain = self.lookup(frame.symbol, frame.offset, module=frame.module, size=frame.size, exact=exact)
         if not chain:
             return ""
-        steps = [f"{inner.function} from {outer}" for inner, outer in zip(chain, chain[1:], strict=False)]
+        steps = [f"{inner.function} from {outer}" for inner, outer in pairwise(chain)]
         return f"{chain[0]} (inlined: {', '.join(steps)})" if steps else str(chain[0])
 
 
@@ -218,8 +219,9 @@ class _Module:
             return ()
         base = _number(die.cu.get_top_DIE(), "DW_AT_low_pc")
         found = []
+        unit: Any = die.cu  # pyelftools' annotations know of type units, which have no code
         entry: Any
-        for entry in self._ranges.get_range_list_at_offset(listed.value, cu=die.cu):
+        for entry in self._ranges.get_range_list_at_offset(listed.value, cu=unit):
             if isinstance(entry, BaseAddressEntry):
                 base = entry.base_address
             else:

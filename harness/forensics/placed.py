@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """A kernel module's debug information with every code section at an address of its own.
 
-A module is a relocatable object: each of its sections begins at 0, and addresses in its DWARF are relocations.
-pyelftools applies those one by one, which takes seconds for a module; here it is done by arrays.
+A module is a relocatable object: each of its sections begins at 0, and the addresses in its DWARF are
+relocations.  pyelftools applies those one by one, which takes seconds for a module; here arrays do it.
 """
 
 import io

@@ -99,6 +99,14 @@ class Tables:
                 return int(words[page - first, index])
         return None
 
+    def page(self, address: int) -> bytes | None:
+        """Return the page that holds physical *address*, or None where there is no RAM."""
+        number = address // PAGE
+        for first, end, words in self._stretches:
+            if first <= number < end:
+                return bytes(words[number - first].tobytes())
+        return None
+
     def in_ram(self, tables: U64) -> NDArray[np.bool_]:
         """Return for each physical address whether its page is RAM."""
         pages = tables // np.uint64(PAGE)
