@@ -4,7 +4,9 @@
 from harness.forensics.lines import LineTable, SourceLine
 from harness.forensics.parse import splats
 from harness.forensics.splat import Frame, Splat, SplatKind, Stack, deduplicated
+from harness.forensics.symbols import Symbols
 from harness.forensics.taint import Taint, taint_diff
+from harness.forensics.vcpus import Vcpu, vcpus
 
 __all__ = [
     "Frame",
@@ -13,8 +15,11 @@ __all__ = [
     "Splat",
     "SplatKind",
     "Stack",
+    "Symbols",
     "Taint",
+    "Vcpu",
     "deduplicated",
     "splats",
     "taint_diff",
+    "vcpus",
 ]

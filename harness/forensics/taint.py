@@ -40,7 +40,7 @@ class Taint(IntFlag):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is set, lowest bit first, as ``"WARN (the kernel issued a warning)"``; unknown bits by number."""
+        """What is set, lowest bit first: ``"WARN (the kernel issued a warning)"``, ``"bit 20"``."""
         return tuple(_name(bit) for bit in range(int(self).bit_length()) if self >> bit & 1)
 
     @property

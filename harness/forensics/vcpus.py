@@ -10,10 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
+from harness.errors import BadInput
 from harness.forensics.parse import Sources
 from harness.forensics.splat import Frame
 from harness.forensics.symbols import Symbols
 from harness.oracle.paging import PAGE, Tables, kernel_root, walk
+from harness.oracle.view import Ram
 from harness.vm import Machine
 
 _KERNEL_HALF: Final = 0xFFFF_8000_0000_0000
@@ -92,7 +94,7 @@ def vcpus(
     with machine.stopped():
         found = []
         for index, registers in read_registers(machine.qmp.hmp("info registers -a")):
-            memory = None if symbols is None else KernelMemory(Tables(machine.ram), registers)
+            memory = None if symbols is None else KernelMemory(machine.ram, registers)
             found.append(_vcpu(index, registers, symbols, memory, lines))
     return tuple(found)
 
@@ -110,8 +112,10 @@ def read_registers(told: str) -> Iterator[tuple[int, dict[str, int]]]:
 class KernelMemory:
     """A vCPU's view of the kernel half of memory, through its page tables."""
 
-    def __init__(self, tables: Tables, registers: Mapping[str, int]) -> None:
-        self._tables = tables
+    def __init__(self, ram: Ram, registers: Mapping[str, int]) -> None:
+        self._ram = ram
+        self._tables = tables = Tables(ram)
+        self._pages: dict[int, bytes | None] = {}
         self._root = kernel_root(tables, registers["cr3"])
         self._levels = 5 if registers.get("cr4", 0) & _LA57 else 4
         self._no_execute = bool(registers.get("efer", 0) & _NXE)
@@ -119,10 +123,9 @@ class KernelMemory:
     def page(self, address: int) -> bytes | None:
         """The page an address lies in, or None where nothing or no RAM is mapped."""
         base = address & ~(PAGE - 1)
-        found = walk(self._tables, self._root, self._levels, base, no_execute=self._no_execute)
-        if not found.mapped:
-            return None
-        return self._tables.page(found.pa + base - found.base)
+        if base not in self._pages:
+            self._pages[base] = self._read_page(base)
+        return self._pages[base]
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes from an address, fewer where the mapping ends."""
@@ -134,6 +137,15 @@ class KernelMemory:
             at = (address + len(parts)) & (PAGE - 1)
             parts += page[at : at + size - len(parts)]
         return parts
+
+    def _read_page(self, base: int) -> bytes | None:
+        found = walk(self._tables, self._root, self._levels, base, no_execute=self._no_execute)
+        if not found.mapped:
+            return None
+        try:
+            return self._ram.read(found.pa + base - found.base, PAGE)
+        except BadInput:
+            return None
 
 
 def _vcpu(

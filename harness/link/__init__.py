@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Talking to the guest: framed requests over a virtio-serial port, and the guest they boot."""
 
+from harness.link.batch import Batch
+from harness.link.columns import Column, Loaded
 from harness.link.errors import (
     ChannelBroken,
     GuestBusy,
@@ -18,6 +20,7 @@ from harness.link.link import Hello, Link, Pending, PendingCall, Reply
 from harness.link.memory import PROT_NONE, PROT_READ, PROT_WRITE, UserMemory
 from harness.link.peer import Peer, PeerDied, PeerNotStarted
 from harness.link.process import IoctlResult, PendingIoctl, Process
+from harness.link.program import Program, ProgramNotStarted
 from harness.link.start import Start, StartKind
 from harness.link.syscalls import In, InOut, Nr, Out, SyscallResult, cstring
 
@@ -25,7 +28,9 @@ __all__ = [
     "PROT_NONE",
     "PROT_READ",
     "PROT_WRITE",
+    "Batch",
     "ChannelBroken",
+    "Column",
     "Guest",
     "GuestBusy",
     "GuestOSError",
@@ -35,6 +40,7 @@ __all__ = [
     "InOut",
     "IoctlResult",
     "Link",
+    "Loaded",
     "NotRestored",
     "Nr",
     "Out",
@@ -45,6 +51,8 @@ __all__ = [
     "PendingCall",
     "PendingIoctl",
     "Process",
+    "Program",
+    "ProgramNotStarted",
     "Reply",
     "RequestMalformed",
     "RequestRefused",

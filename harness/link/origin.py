@@ -109,7 +109,10 @@ class Origin:
         if self._spec.devices:
             pci.put_back(guest, memo["pci"])
         self._snapshot = snapshot
-        return Start(StartKind.REWOUND if same else StartKind.RESTORED, time.monotonic() - since)
+        seconds = time.monotonic() - since
+        if same:
+            return Start(StartKind.REWOUND, seconds)
+        return Start(StartKind.RESTORED, seconds, f"made by a boot of {memo['boot_seconds']:.2f} s")
 
     def _give_up(self, error: Exception) -> None:
         self._snapshot = None

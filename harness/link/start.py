@@ -40,7 +40,8 @@ class Start:
         how: where its state came from.
         seconds: from QEMU's start (for REWOUND: from the request) until the agent had answered; after a
             snapshot also until it was proved.
-        why: for a boot, why no snapshot was used; ``""`` when none was asked for.
+        why: for a boot, why no snapshot was used, ``""`` when none was asked for; for a new QEMU, what the
+            snapshot was made by.
     """
 
     how: StartKind

@@ -99,13 +99,15 @@ class Tables:
                 return int(words[page - first, index])
         return None
 
-    def page(self, address: int) -> bytes | None:
-        """Return the page that holds physical *address*, or None where there is no RAM."""
-        number = address // PAGE
+    def entries(self, tables: U64, indices: U64) -> U64:
+        """Return `entry` for many tables, an index each; 0, which is not present, where there is no RAM."""
+        pages = (tables // np.uint64(PAGE)).astype(np.int64)
+        columns = indices.astype(np.int64)
+        found = np.zeros(len(tables), dtype=np.uint64)
         for first, end, words in self._stretches:
-            if first <= number < end:
-                return bytes(words[number - first].tobytes())
-        return None
+            here = np.flatnonzero((pages >= first) & (pages < end))
+            found[here] = words[pages[here] - first, columns[here]]
+        return found
 
     def in_ram(self, tables: U64) -> NDArray[np.bool_]:
         """Return for each physical address whether its page is RAM."""
