@@ -11,10 +11,12 @@ from harness.forensics.report import Report, introduced_as
 from harness.forensics.splat import Frame, Splat, SplatKind, Stack
 
 _CUT_HERE: Final = re.compile(r"-+\[ cut here \]-+")
-_CORRUPTION: Final = re.compile(r"list_(?:add|del) (?:double add|corruption)|(?:\S+: )?refcount_t: ")
+_CORRUPTION: Final = re.compile(r"list_(?:add|del) (?:double add|corruption)")
 _RULE: Final = re.compile(r"={20,}\s*$")
 #: Lines of a warning's own message at most.
 _MESSAGE_MAX: Final = 12
+#: Bytes within which a line before a report can belong to it.
+_NEAR: Final = 4096
 _CUT_OFF: Final = "(the report is cut off)"
 
 
@@ -47,8 +49,6 @@ def splats(text: str, *, lines: Sources | None = None) -> tuple[Splat, ...]:
         if found is None:
             break
         start = text.rfind("\n", 0, found.start()) + 1
-        if start >= position:  # the line before may be the message
-            log.skip_to(text, max(position, text.rfind("\n", 0, max(start - 1, 0)) + 1))
         position = log.read(text, max(position, start))
     reports = log.close()
     return tuple(_with_sources(splat, lines) if lines is not None else splat for splat in reports)
@@ -60,18 +60,13 @@ class _Log:
     def __init__(self) -> None:
         self._streams: dict[str, _Stream] = {}
         self._begun: list[Report] = []
-        self._last: Line | None = None
-
-    def skip_to(self, text: str, position: int) -> None:
-        """Remember the line at a position as the one before those that are read."""
-        self._last = next(lines_from(text, position), None)
 
     def read(self, text: str, position: int) -> int:
         """Read lines from a position until no report is under way; where that is."""
         for line in lines_from(text, position):
             stream = self._streams.setdefault(line.caller, _Stream(self._begun))
-            stream.read(line, self._last)
-            self._last, position = line, line.end
+            stream.read(line)
+            position = line.end
             if not any(item.busy for item in self._streams.values()):
                 break
         return position
@@ -104,8 +99,11 @@ class _Stream:
         """Whether a report is under way."""
         return self._current is not None or self._message is not None
 
-    def read(self, line: Line, before: Line | None) -> None:
-        """Take the next line of this caller; *before* is the line of the log before it."""
+    def read(self, line: Line) -> None:
+        """Take the next line of this caller."""
+        before, self._before = self._before, line
+        if before is not None and line.end - before.end > _NEAR:
+            before = None
         if _CUT_HERE.match(line.body):
             self._cut_here(line, before)
             return
@@ -131,7 +129,7 @@ class _Stream:
         if self._current is not None and self._current.introduced:
             self._leave()
         if self._message is None:
-            telling = before is not None and _CORRUPTION.match(before.body) and before.caller == line.caller
+            telling = before is not None and _CORRUPTION.match(before.body)
             self._message = [before, line] if telling and before is not None else [line]
             self._cuts = 0
         self._cuts += 1

@@ -24,7 +24,7 @@ _CPU: Final = re.compile(
     r"(?:Tainted|Not tainted|Kdump: |$)"
 )
 _REGISTERS: Final = re.compile(r"(?:R[A-D]X|R[BS]P|R\d\d|FS|CS|CR2|PKRU|DR\d): ")
-_REGISTER: Final = re.compile(r"\b([A-Z][A-Z0-9_]{1,7}):\s+(?:[0-9a-f]{4}:)?([0-9a-f]{8,16})\b")
+_REGISTER: Final = re.compile(r"\b([A-Z][A-Z0-9_]{1,7}):\s*(?:[0-9a-f]{4}:)?([0-9a-f]{8,16})\b")
 _MARKER: Final = re.compile(r"\s*</?[A-Z#_]+>\s*$")
 _RULE: Final = re.compile(r"\s*[=-]{20,}\s*$")
 _END: Final = re.compile(r"---\[ end (?:trace|Kernel panic)")
@@ -46,7 +46,7 @@ _STALLS: Final = {
     SplatKind.WORKQUEUE,
 }
 _STALL_LINES: Final = re.compile(
-    r"rcu: |\t|NMI backtrace|task:|INFO: NMI handler|Stack:|Showing busy|pool |\s+pwq "
+    r"rcu: |\t|NMI backtrace|task:|INFO: NMI handler|Stack:|Showing b\w+ work|workqueue |pool |\s+pwq "
 )
 #: Kinds that say more after their call trace, and what ends that.
 _UNTIL: Final = {
@@ -152,6 +152,8 @@ class Report:
         if self.kind in _UNTIL or (self.kind in _TALKATIVE and not self._traced):
             return True
         self._chatter += 1
+        if self.kind is SplatKind.WORKQUEUE:  # says all it has to say in lines of its own
+            return False
         return not (self._stacks or self._introduced) and self._chatter <= _CHATTER_MAX
 
     def take(self, line: Line) -> None:

@@ -6,7 +6,6 @@ Nothing of it needs the guest's help; it works on a kernel that is long dead.
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -15,7 +14,7 @@ from harness.forensics.parse import Sources
 from harness.forensics.splat import Frame
 from harness.forensics.symbols import Symbols
 from harness.oracle.paging import PAGE, Tables, kernel_root, walk
-from harness.oracle.view import Ram
+from harness.oracle.recall import Ram
 from harness.vm import Machine
 
 _KERNEL_HALF: Final = 0xFFFF_8000_0000_0000
@@ -209,11 +208,10 @@ def _stack_words(memory: KernelMemory, rsp: int) -> list[int]:
 
 def _after_call(memory: KernelMemory, address: int) -> bool:
     """Whether the bytes before an address may be a call: E8 rel32, or FF /2 of 2 to 7 bytes (SDM Vol. 2A)."""
+    within = min(7, address & (PAGE - 1))
     code = memory.read(address - 7, 7)
+    if len(code) < 7:  # nothing is mapped before this page
+        code = bytes(7 - within) + memory.read(address - within, within)
     if len(code) < 7:
         return False
-    if code[2] == 0xE8:
-        return True
-    with suppress(IndexError):
-        return any(code[7 - n] == 0xFF and code[8 - n] >> 3 & 7 == 2 for n in (2, 3, 4, 6, 7))
-    return False
+    return code[2] == 0xE8 or any(code[7 - n] == 0xFF and code[8 - n] >> 3 & 7 == 2 for n in (2, 3, 4, 6, 7))
