@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from harness.forensics.headers import TELLTALE, Header, header_of
-from harness.forensics.klog import Line, lines_from
+from harness.forensics.klog import STAMP, Line, lines_from
 from harness.forensics.report import Report, introduced_as
 from harness.forensics.splat import Frame, Splat, SplatKind, Stack
 
@@ -42,7 +42,7 @@ def splats(text: str, *, lines: Sources | None = None) -> tuple[Splat, ...]:
         text: the log, with or without time stamps.
         lines: gives frames of modules their source lines.
     """
-    log = _Log()
+    log = _Log(stamped=STAMP.search(text) is not None)
     position = 0
     while True:
         found = TELLTALE.search(text, position)
@@ -55,18 +55,22 @@ def splats(text: str, *, lines: Sources | None = None) -> tuple[Splat, ...]:
 
 
 class _Log:
-    """Reads a log, with one stream of reports for every caller."""
+    """Reads a log, with one stream of reports for every caller.
 
-    def __init__(self) -> None:
+    Where the kernel puts time stamps, a line without one is a program's, whatever it says.
+    """
+
+    def __init__(self, *, stamped: bool) -> None:
+        self._stamped = stamped
         self._streams: dict[str, _Stream] = {}
         self._begun: list[Report] = []
 
     def read(self, text: str, position: int) -> int:
         """Read lines from a position until no report is under way; where that is."""
         for line in lines_from(text, position):
-            stream = self._streams.setdefault(line.caller, _Stream(self._begun))
-            stream.read(line)
             position = line.end
+            if line.stamped or not self._stamped:
+                self._streams.setdefault(line.caller, _Stream(self._begun)).read(line)
             if not any(item.busy for item in self._streams.values()):
                 break
         return position
@@ -136,8 +140,6 @@ class _Stream:
 
     def _add_to_message(self, line: Line) -> None:
         assert self._message is not None  # noqa: S101  the caller has looked
-        if self._message[0].stamped and not line.stamped:
-            return
         self._message.append(line)
         if len(self._message) > _MESSAGE_MAX + self._cuts:
             self._message = None
@@ -170,7 +172,7 @@ class _Stream:
 
     def _continue(self, line: Line) -> None:
         current = self._current
-        if current is None or current.foreign(line):
+        if current is None:
             return
         named = introduced_as(line.body)
         if named is not None and self._waiting and (current.cpu, current.pid) != named:

@@ -92,7 +92,6 @@ class Report:
         self.kind = header.kind
         self.cpu, self.pid, self.comm = header.cpu, header.pid, header.comm
         self._title = header.title
-        self._stamped = line.stamped
         self._lines = [*(item.raw for item in before), line.raw]
         self._stacks: list[_Growing] = []
         self._heading = ""
@@ -115,10 +114,6 @@ class Report:
     def done(self) -> bool:
         """Whether its last line was read."""
         return self._done
-
-    def foreign(self, line: Line) -> bool:
-        """Whether a line comes from another source: a program's output between the kernel's lines."""
-        return self._stamped and not line.stamped
 
     def absorbs(self, header: Header) -> bool:
         """Whether a line that could begin a report is a part of this one."""
@@ -149,12 +144,15 @@ class Report:
             return True
         if self.kind in _STALLS and _STALL_LINES.match(body):
             return True
-        if self.kind in _UNTIL or (self.kind in _TALKATIVE and not self._traced):
-            return True
+        return self.kind in _UNTIL or self._still_describes()
+
+    def _still_describes(self) -> bool:
+        """Whether a line in no typical form may be a part of the description before the first stack."""
+        if self.kind in _TALKATIVE:
+            return not self._traced
         self._chatter += 1
-        if self.kind is SplatKind.WORKQUEUE:  # says all it has to say in lines of its own
-            return False
-        return not (self._stacks or self._introduced) and self._chatter <= _CHATTER_MAX
+        short = self.kind is SplatKind.WORKQUEUE  # all it says has a form of its own
+        return not (self._stacks or self._introduced or short) and self._chatter <= _CHATTER_MAX
 
     def take(self, line: Line) -> None:
         """Add a line."""

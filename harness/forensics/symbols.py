@@ -170,16 +170,18 @@ class Symbols:
             sure: as in `Frame`.
             exact: as in `Frame`.
         """
+        # A call may be a function's last instruction: the kernel's %pB looks one byte before, too.
+        at, past = (address, 0) if exact else (address - 1, 1)
         module, found = "", None
-        inside = next((m for m in self.modules if m.address <= address < m.address + m.size), None)
+        inside = next((m for m in self.modules if m.address <= at < m.address + m.size), None)
         if inside is not None:
-            module, found = inside.name, inside.table.find(address)
-        elif address >= _KERNEL_HALF:
-            found = self._kernel.find((address - self.slide) & 0xFFFF_FFFF_FFFF_FFFF)
+            module, found = inside.name, inside.table.find(at)
+        elif at >= _KERNEL_HALF:
+            found = self._kernel.find((at - self.slide) & 0xFFFF_FFFF_FFFF_FFFF)
         if found is None:
             return Frame(f"{address:#x}", module=module, sure=sure, exact=exact)
         name, offset, size, _ = found
-        return Frame(name, offset, size, module, sure=sure, exact=exact)
+        return Frame(name, offset + past, size, module, sure=sure, exact=exact)
 
     def name(self, address: int) -> str:
         """``symbol+0x12/0x40 [module]``, or the address where no symbol is near."""

@@ -192,7 +192,7 @@ def return_addresses(memory: KernelMemory, rsp: int, symbols: Symbols) -> list[i
         if rsp < _KERNEL_HALF or rsp & 7:
             break
         words = _stack_words(memory, rsp)
-        found += [word for word in words if symbols.is_code(word) and _after_call(memory, word)]
+        found += [word for word in words if symbols.is_code(word - 1) and _after_call(memory, word)]
         before = words[-1] if words else 0
         same = before & ~(_STACK - 1) == rsp & ~(_STACK - 1)
         if len(found) >= _FRAMES_MAX or same or before < _KERNEL_HALF or memory.page(before) is None:

@@ -113,7 +113,7 @@ rcu: \t1-...!: (1 GPs behind) idle=bdb4/1/0x4000000000000000 softirq=140/149 fqs
 rcu: \t(detected by 0, t=5252 jiffies, g=-947, q=42 ncpus=2)
 Sending NMI from CPU 0 to CPUs 1:
 NMI backtrace for cpu 1
-{TASK_TRACE}rcu: rcu_preempt kthread starved for 5251 jiffies! g-947 f0x0 RCU_GP_WAIT_FQS(5) ->state=0x0 ->cpu=1
+{TASK_TRACE}rcu: rcu_preempt kthread starved for 5251 jiffies! g-947 f0x0 RCU_GP_WAIT_FQS(5) ->cpu=1
 rcu: RCU grace-period kthread stack dump:
 task:rcu_preempt     state:R  running task     stack:0     pid:15    ppid:2      flags:0x00004000
 Call Trace:
@@ -214,6 +214,12 @@ def test_a_program_that_writes_between_the_lines():
     assert oops == alone
 
 
+def test_what_a_program_writes_is_no_report():
+    text = "".join(line + "\n" for line in WRITTEN[SplatKind.OOPS].splitlines())
+    assert splats(text)
+    assert splats("[    1.000000] random: crng init done\n" + text) == ()
+
+
 def test_a_program_that_does_not_end_its_line():
     (oops,) = splats("login: " + RECORDED["6.1-cloud.null"].removeprefix("iobmd-agent: ready\n"))
     assert oops.kind is SplatKind.OOPS
@@ -296,7 +302,7 @@ SINGLE = [name for name, text in RECORDED.items() if len(splats(text)) == 1]
 
 @given(st.data())
 def test_callers_are_kept_apart(data):
-    """Three tasks and CPUs whose lines come in any order, as CONFIG_PRINTK_CALLER allows to tell them apart."""
+    """Tasks and CPUs whose lines come in any order: with CONFIG_PRINTK_CALLER every line says whose it is."""
     names = data.draw(st.lists(st.sampled_from(SINGLE), min_size=2, max_size=3, unique=True))
     streams, alone = [], []
     for caller, name in zip(("T97", "C1", "T4711"), names, strict=False):

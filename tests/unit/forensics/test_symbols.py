@@ -83,14 +83,14 @@ class FakeGuest:
             raise GuestOSError(2, f"open {path}")
         return self.files[path]
 
-    def open(self, path, flags):
+    def open(self, path, _flags):
         self.position = 0
         return path
 
     def close(self, fd):
         pass
 
-    def syscall(self, number, fd, out, room, what):
+    def syscall(self, _number, fd, _out, _room, **_more):
         self.asked.append(f"part of {fd}")
         data = self.files[fd][self.position : self.position + 100]
         self.position += len(data)
