@@ -144,8 +144,15 @@ class _Module:
         self._aranges = placed.dwarf.get_aranges()
         self._ranges = placed.dwarf.range_lists()
         self._units: dict[int, _Unit] = {}
+        self._found: dict[tuple[str, int, int], tuple[SourceLine, ...]] = {}
 
     def lookup(self, symbol: str, offset: int, size: int) -> tuple[SourceLine, ...]:
+        key = (symbol, offset, size)
+        if key not in self._found:
+            self._found[key] = self._search(symbol, offset, size)
+        return self._found[key]
+
+    def _search(self, symbol: str, offset: int, size: int) -> tuple[SourceLine, ...]:
         try:
             for found in _candidates(self._symbols.get(symbol, ()), offset, size):
                 chain = self._chain(found.address + offset)

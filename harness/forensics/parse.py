@@ -32,7 +32,7 @@ class Sources(Protocol):
         """
 
 
-def splats(text: str, *, lines: Sources | None = None) -> tuple[Splat, ...]:
+def splats(text: str, *, lines: Sources | None = None, limit: int = 500) -> tuple[Splat, ...]:
     """The kernel's reports in a piece of console log, in the order in which they begin.
 
     Any text will do: what is no report is skipped, a cut report is given as far as it goes, and the reports
@@ -41,16 +41,17 @@ def splats(text: str, *, lines: Sources | None = None) -> tuple[Splat, ...]:
     Args:
         text: the log, with or without time stamps.
         lines: gives frames of modules their source lines.
+        limit: reports after which no further ones are looked for; one broken place can give thousands.
     """
     log = _Log(stamped=STAMP.search(text) is not None)
     position = 0
-    while True:
+    while log.count < limit:
         found = TELLTALE.search(text, position)
         if found is None:
             break
         start = text.rfind("\n", 0, found.start()) + 1
-        position = log.read(text, max(position, start))
-    reports = log.close()
+        position = log.read(text, max(position, start), limit)
+    reports = log.close()[:limit]
     return tuple(_with_sources(splat, lines) if lines is not None else splat for splat in reports)
 
 
@@ -65,13 +66,18 @@ class _Log:
         self._streams: dict[str, _Stream] = {}
         self._begun: list[Report] = []
 
-    def read(self, text: str, position: int) -> int:
-        """Read lines from a position until no report is under way; where that is."""
+    @property
+    def count(self) -> int:
+        """Reports so far."""
+        return len(self._begun)
+
+    def read(self, text: str, position: int, limit: int) -> int:
+        """Read lines from a position until no report is under way, or there are too many; where that is."""
         for line in lines_from(text, position):
             position = line.end
             if line.stamped or not self._stamped:
                 self._streams.setdefault(line.caller, _Stream(self._begun)).read(line)
-            if not any(item.busy for item in self._streams.values()):
+            if self.count > limit or not any(item.busy for item in self._streams.values()):
                 break
         return position
 

@@ -37,7 +37,7 @@ _TYPICAL: Final = re.compile(
     r"|Hardware name: |Workqueue: |Stopper: |Modules linked in:|Last unloaded|PGD |#PF: |Oops: |irq event "
     r"|(?:hard|soft)irqs last|---\[ end |note: .* exited with|Kernel Offset: |Rebooting in|Sending NMI "
     r'|\s+(?:Not tainted|Tainted:) |"echo 0 > /proc/sys/kernel/hung_task|FIX \S+: |Dumping ftrace'
-    r"|Shutting down cpus|Memory limit|\s*$"
+    r"|Shutting down cpus|Dazed and confused|Memory limit|\s*$"
 )
 _STALLS: Final = {
     SplatKind.RCU_STALL,
@@ -56,6 +56,8 @@ _UNTIL: Final = {
     SplatKind.KMSAN: re.compile(r"={20,}"),
     SplatKind.OUT_OF_MEMORY: re.compile(r"(?i)(?:memory cgroup )?out of memory: Killed process"),
 }
+#: Kinds that describe nothing: all they say has a typical form.
+_TERSE: Final = {SplatKind.PANIC, SplatKind.WORKQUEUE, SplatKind.NMI, SplatKind.TASK}
 _TALKATIVE: Final = {*_UNTIL, SplatKind.LOCKDEP, SplatKind.SLAB, SplatKind.RCU_STALL}
 #: A panic for the sake of the report before it (kernel/panic.c, arch/x86/kernel/dumpstack.c:oops_end).
 _CONSEQUENCE: Final = re.compile(
@@ -137,8 +139,6 @@ class Report:
         if self._done or len(self._lines) >= _LINES_MAX:
             return False
         typical = bool(_TYPICAL.match(body) or _FRAME.match(body) or _MARKER.match(body))
-        if self._ended:
-            return typical and not _CALL_TRACE.match(body)
         if typical:
             self._chatter = 0
             return True
@@ -151,8 +151,8 @@ class Report:
         if self.kind in _TALKATIVE:
             return not self._traced
         self._chatter += 1
-        short = self.kind is SplatKind.WORKQUEUE  # all it says has a form of its own
-        return not (self._stacks or self._introduced or short) and self._chatter <= _CHATTER_MAX
+        known = self._stacks or self._introduced or self.kind in _TERSE
+        return not known and self._chatter <= _CHATTER_MAX
 
     def take(self, line: Line) -> None:
         """Add a line."""

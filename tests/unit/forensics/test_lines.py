@@ -157,12 +157,16 @@ def test_static_functions_of_one_name_are_told_apart_by_size(module, functions):
     assert sorted(files) == ["first.c", "second.c"]
 
 
-def test_unknown_places_have_no_lines(module):
+def test_unknown_places_have_no_lines(module, functions):
     table = LineTable.of(module)
     assert table.lookup("first", 1, module="other") == ()
     assert table.lookup("nothing", 1, module="two_parts") == ()
     assert table.lookup("first", 1 << 20, module="two_parts") == ()
     assert table.source(Frame("0x0")) == ""
+    size = next(n for name, section, _, n in functions if section == ".init.text")
+    assert table.lookup("at_start", size - 1, module="two_parts", exact=True)
+    assert table.lookup("at_start", size, module="two_parts", exact=True) == ()
+    assert table.lookup("at_start", size, module="two_parts")  # a call may be the last instruction
     assert LineTable.of().source(Frame("first", 1, 2, "two_parts")) == ""
 
 

@@ -288,6 +288,15 @@ def test_a_log_cut_within_a_line(data):
         assert splat.render()
 
 
+def test_a_cut_here_that_nothing_follows():
+    text = stamped(
+        "------------[ cut here ]------------\n" + "virtio: noise\n" * 30 + WRITTEN[SplatKind.OOPS]
+    )
+    (oops,) = splats(text)
+    assert oops.kind is SplatKind.OOPS
+    assert "noise" not in oops.title + oops.text
+
+
 def test_a_report_of_one_line_is_one():
     (splat,) = splats("[    1.000000] BUG: unable to handle page fault for address: ffff")
     assert (splat.kind, splat.frames, splat.rip) == (SplatKind.OOPS, (), None)
@@ -315,6 +324,35 @@ def test_callers_are_kept_apart(data):
     mixed = [streams[index].pop(0) for index in order]
     found = splats("\n".join(mixed))
     assert sorted(found, key=str) == sorted((splat for parts in alone for splat in parts), key=str)
+
+
+def test_a_log_as_the_kernel_keeps_it():
+    """What syslog(2) gives has a level before the stamp."""
+    text = re.sub("^", "<4>", stamped(WRITTEN[SplatKind.DMA_API]), flags=re.MULTILINE)
+    (splat,) = splats(text)
+    assert splat.kind is SplatKind.DMA_API
+    assert len(splat.frames) == 4
+
+
+def test_the_answer_to_an_nmi_takes_no_lines_of_others():
+    text = (
+        "Uhhuh. NMI received for unknown reason 21 on CPU 0.\n"
+        "Dazed and confused, but trying to continue\n"
+        "random: crng init done\n"
+        "NMI backtrace for cpu 1 skipped: idling at native_safe_halt+0xb/0x10\n"
+        "random: crng init done\n"
+    )
+    first, second = splats(stamped(text))
+    assert [first.kind, second.kind] == [SplatKind.NMI, SplatKind.NMI]
+    assert "crng" not in first.text + second.text
+    assert "Dazed" in first.text
+
+
+@pytest.mark.parametrize("limit", [0, 1, 7])
+def test_thousands_of_reports(limit):
+    text = stamped(WRITTEN[SplatKind.WARNING] * 10)
+    assert len(splats(text, limit=limit)) == limit
+    assert splats(text, limit=limit) == splats(text)[:limit]
 
 
 def test_a_flood_is_read_in_time():

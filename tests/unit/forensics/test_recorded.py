@@ -134,6 +134,7 @@ def test_the_details_of_an_oops():
     assert oops.registers["cr2"] == 8
     assert oops.registers["rdi"] == 0
     assert oops.registers["rsp"] >= 0xFFFF_8000_0000_0000  # the kernel's, not the program's further below
+    assert "orig_rax" not in oops.registers  # of the program
     assert not oops.consequence
     assert oops.text.startswith("[")
     assert "note: exe[" in oops.text.splitlines()[-1]
@@ -170,6 +171,27 @@ def test_what_an_interrupt_broke_into_is_part_of_the_trace():
     (halted,) = [frame for frame in oops.frames if frame.symbol == "native_safe_halt"]
     assert halted.exact
     assert len(oops.stacks) == 1
+
+
+def test_registers_of_the_program_are_not_the_kernels():
+    (hung,) = splats(recorded("6.1-cloud.hung"))
+    assert "R15: " in hung.text
+    assert hung.registers == {}
+
+
+def test_a_panic_whose_reason_is_not_in_the_log_stands_for_itself():
+    (panic,) = splats("[    2.261817] Kernel panic - not syncing: Fatal exception\n")
+    assert not panic.consequence
+
+
+def test_whose_lines_come_first_does_not_matter():
+    text = recorded("6.1-cloud.all_warn")
+    first, second = re.findall(r"^.*WARNING: CPU.*\n", text, re.MULTILINE)
+    swapped = text.replace(first, "@").replace(second, first).replace("@", second)
+    one, other = splats(text)
+    late, early = splats(swapped)
+    assert (early.cpu, early.rip, early.frames) == (one.cpu, one.rip, one.frames)
+    assert (late.cpu, late.rip, late.frames) == (other.cpu, other.rip, other.frames)
 
 
 def test_reports_of_two_cpus_in_one_stream_are_kept_apart():
@@ -210,6 +232,36 @@ def test_different_trouble_has_different_fingerprints():
     names = [name for name in EXPECTED if name.startswith("6.1-cloud") and "panic" not in name]
     marks = [splat.fingerprint for name in names for splat in splats(recorded(name)) if not splat.consequence]
     assert len(set(marks)) == len(marks)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("6.1-cloud.hung", r"(exe:|pid:)\d+", r"\g<1>4711"),
+        ("6.1-cloud.soft", r"CPU#0 stuck for \d+s! \[exe:\d+\]", "CPU#3 stuck for 99s! [exe:4711]"),
+        ("6.1-cloud.list", r"\b[0-9a-f]{16}\b", "0123456789abcdef"),
+        ("6.1-cloud.sleep_atomic", r"exe/\d+/", "exe/4711/"),
+    ],
+)
+def test_numbers_that_change_do_not_matter(name, old, new):
+    text = recorded(name)
+    later = re.sub(old, new, text)
+    assert later != text
+    assert [splat.fingerprint for splat in splats(later)] == [splat.fingerprint for splat in splats(text)]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("6.1-cloud.null", "descend+0x9/", "descend+0xc/"),
+        ("6.1-cloud.null", "deep_write+", "other+"),
+        ("6.1-cloud.warn", "deep.c:29", "deep.c:30"),
+        ("6.1-cloud.warn", "more than three", "less"),
+    ],
+)
+def test_another_place_or_another_message_is_other_trouble(name, old, new):
+    text = recorded(name)
+    assert splats(text.replace(old, new))[0].fingerprint != splats(text)[0].fingerprint
 
 
 def test_render_is_short_and_says_it_all():
