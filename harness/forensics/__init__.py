@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """What is left of a failure: the kernel's reports taken apart, addresses with names, tainted flags."""
 
+from harness.forensics.backtraces import Vcpu, backtraces
 from harness.forensics.lines import LineTable, SourceLine
 from harness.forensics.parse import splats
 from harness.forensics.splat import Frame, Splat, SplatKind, Stack, deduplicated
 from harness.forensics.symbols import Symbols
 from harness.forensics.taint import Taint, taint_diff
-from harness.forensics.vcpus import Vcpu, vcpus
 
 __all__ = [
     "Frame",
@@ -18,8 +18,8 @@ __all__ = [
     "Symbols",
     "Taint",
     "Vcpu",
+    "backtraces",
     "deduplicated",
     "splats",
     "taint_diff",
-    "vcpus",
 ]

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from harness.errors import GuestFailure
-from harness.forensics import LineTable, SplatKind, Symbols, Taint, splats, vcpus
+from harness.forensics import LineTable, SplatKind, Symbols, Taint, backtraces, splats
 
 LINE = re.compile(r"([0-9a-f]{16}) ([tTwW]) (\S+)(?:\t\[(\w+)\])?")
 KERNEL_HALF = 0xFFFF_8000_0000_0000
@@ -50,7 +50,7 @@ def test_every_function_of_the_module_has_source_lines(guest, symbols):
 
 
 def test_vcpus_from_outside(guest, symbols):
-    found = vcpus(guest.machine, symbols, lines=LineTable.of(guest.image.module.ko_debug))
+    found = backtraces(guest.machine, symbols, lines=LineTable.of(guest.image.module.ko_debug))
     assert [vcpu.index for vcpu in found] == list(range(guest.options.cpus))
     for vcpu in found:
         if not vcpu.user:

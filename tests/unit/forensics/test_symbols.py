@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from harness.errors import BadInput
-from harness.forensics import Symbols, vcpus
+from harness.forensics import Symbols, backtraces
+from harness.forensics.backtraces import KernelMemory, read_registers, return_addresses
 from harness.forensics.symbols import read_kallsyms
-from harness.forensics.vcpus import KernelMemory, read_registers, return_addresses
 from harness.link import GuestOSError
 
 TEXT = 0xFFFF_FFFF_8100_0000
@@ -327,7 +327,7 @@ def test_registers_of_every_vcpu():
 def test_a_vcpu_with_names(scene):
     ram, symbols = scene
     machine = FakeMachine(ram, told(STACK + 0x3EF8, rbx=TEXT + 0x20000, rfl=0x2))
-    first, second = vcpus(machine, symbols)
+    first, second = backtraces(machine, symbols)
     assert machine.halted == 0
     assert (first.index, first.user, first.halted, first.interrupts) == (0, False, True, False)
     assert first.rip.place == "inner+0x11/0x80"
@@ -361,13 +361,13 @@ def test_stacks_that_are_none(scene, rsp):
 def test_page_tables_that_lead_nowhere(scene):
     ram, symbols = scene
     machine = FakeMachine(ram, told(STACK + 0x3EF8).replace("CR3=0000000000001000", "CR3=0000000000fff000"))
-    assert [vcpu.frames for vcpu in vcpus(machine, symbols)] == [(), ()]
+    assert [vcpu.frames for vcpu in backtraces(machine, symbols)] == [(), ()]
     ram.map(STACK + 0x3000, pa=0x100 * PAGE)  # a page of no RAM
-    assert vcpus(FakeMachine(ram, told(STACK + 0x3EF8)), symbols)[0].frames == ()
+    assert backtraces(FakeMachine(ram, told(STACK + 0x3EF8)), symbols)[0].frames == ()
 
 
 def test_without_symbols_numbers_stay(scene):
     ram, _ = scene
-    first, _ = vcpus(FakeMachine(ram, told(STACK + 0x3EF8)))
+    first, _ = backtraces(FakeMachine(ram, told(STACK + 0x3EF8)))
     assert first.rip.place == f"{TEXT + 0x111:#x}"
     assert (first.frames, first.names) == ((), {})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the vCPUs of a guest are at, read from outside: registers with names, and their kernel stacks.
+"""Where the vCPUs of a guest are, read from outside: registers with names, and their kernel stacks.
 
 Nothing of it needs the guest's help; it works on a kernel that is long dead.
 """
@@ -77,7 +77,7 @@ class Vcpu:
         return "\n".join(lines)
 
 
-def vcpus(
+def backtraces(
     machine: Machine, symbols: Symbols | None = None, *, lines: Sources | None = None
 ) -> tuple[Vcpu, ...]:
     """What every vCPU of a machine is at; the guest stands still meanwhile.
