@@ -56,7 +56,7 @@ def extents(bufs: Buffers | Iterable[Buffer]) -> tuple[ArrayLike, ArrayLike]:
     return [address for address, _ in found], [storage for _, storage in found]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spans:
     """Where buffers are in virtual memory, page by page.
 
@@ -148,7 +148,7 @@ def spread(values: ArrayLike, count: int, name: str) -> U64:
     return np.broadcast_to(found, (count,)).copy()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Placed:
     """Where buffers are in physical memory, page by page, in virtual order.
 
@@ -176,8 +176,8 @@ class Placed:
         """Whether each page begins a physically contiguous piece of its buffer."""
         owner, physical = self.spans.owner, self.physical
         new = self.mapped.copy()
-        follows = (physical[1:] == physical[:-1] + _PAGE) & (owner[1:] == owner[:-1]) & self.mapped[:-1]
-        new[1:] &= ~follows
+        # A page behind NOWHERE would be at no page's address.
+        new[1:] &= (physical[1:] != physical[:-1] + _PAGE) | (owner[1:] != owner[:-1])
         return new
 
     @cached_property

@@ -70,9 +70,24 @@ def pat_slots_of_pages(leaves: LeafTable, pages: U64) -> U8:
         leaves: every leaf there is.
         pages: physical page numbers, rising, each once.
     """
-    first = leaves.pa // np.uint64(PAGE)
+    slots = np.zeros(len(pages), dtype=np.uint8)
+    if not len(pages):
+        return slots
+    small = leaves.level == 1
+    page = leaves.pa[small] >> np.uint64(12)
+    place = np.minimum(ranks(pages, page), len(pages) - 1)
+    hit = pages[place] == page
+    place, pat = place[hit], leaves.pat[small][hit]
+    for index in range(8):
+        slots[place[pat == index]] |= np.uint8(1 << index)
+    return slots | _large_slots(leaves.take(~small), pages)
+
+
+def _large_slots(leaves: LeafTable, pages: U64) -> U8:
+    """`pat_slots_of_pages` for leaves of many pages each."""
+    first = leaves.pa >> np.uint64(12)
     begin = ranks(pages, first)
-    end = ranks(pages, first + leaves.size // np.uint64(PAGE))
+    end = ranks(pages, first + (leaves.size >> np.uint64(12)))
     slots = np.zeros(len(pages), dtype=np.uint8)
     for index in range(8):
         mine = (leaves.pat == index) & (end > begin)

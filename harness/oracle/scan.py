@@ -29,7 +29,7 @@ I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Paths:
     """Ways by which tables of one level are reached."""
 
@@ -51,7 +51,7 @@ class _Paths:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Level:
     """What the tables of one level hold, path by path.
 
@@ -129,12 +129,7 @@ class Scanner:
         old = self._levels.get(level)
         match = np.full(len(paths), -1) if old is None else _matches(old.paths, paths)
         other = np.flatnonzero(~_unchanged(old, rows, match))
-        if (
-            old is not None
-            and not len(other)
-            and len(old.paths) == len(paths)
-            and (np.diff(match) == 1).all()
-        ):
+        if old is not None and not len(other) and len(old.paths) == len(paths):
             return old
         if old is None or len(other) > len(paths) // _WORTH_SPLICING:
             other = np.arange(len(paths))

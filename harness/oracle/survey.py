@@ -39,7 +39,7 @@ _HIGHEST_ALIGNMENT = 1 << 52
 _LEVELS = (1, 2, 3)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Survey:
     """Many buffers as one stopped moment showed them. Stays readable when the guest goes on.
 
@@ -115,6 +115,19 @@ class Survey:
             else:
                 parts.append(PhysRange(start, high - low))
         return tuple(parts)
+
+    def covers(self, start: U64, length: U64) -> NDArray[np.bool_]:
+        """Return for each stretch of physical memory whether all its pages belong to buffers of this survey.
+
+        Args:
+            start: physical addresses.
+            length: bytes of each.
+        """
+        first = start >> np.uint64(12)
+        end = start + length + np.uint64(PAGE - 1) >> np.uint64(12)
+        pages = distinct(self._placed.owned[1])
+        owned = pagetypes.ranks(pages, end) - pagetypes.ranks(pages, first)
+        return np.asarray(owned == (end - first).astype(np.int64))
 
     def leaves(self, number: int) -> tuple[Leaf, ...]:
         """Return every leaf that maps a byte of buffer *number*, as `View.aliases` of its memory does."""
@@ -196,11 +209,15 @@ def _aliases(leaves: LeafTable, owner: I64, pages: U64, count: int) -> I64:
     """Count each buffer's leaves. A large leaf counts once, however many of the buffer's pages it maps."""
     total = np.zeros(count, dtype=np.int64)
     for level in _LEVELS:
-        frames = pages >> np.uint64(9 * (level - 1))
-        once = np.ones(len(frames), dtype=np.bool_)
-        once[1:] = (frames[1:] != frames[:-1]) | (owner[1:] != owner[:-1])
-        mine, frames = owner[once], frames[once]
-        every = distinct(frames)
-        each = pagetypes.leaves_of_frames(leaves, level, every)[np.searchsorted(every, frames)]
+        if not (leaves.level == level).any():
+            continue
+        mine, frames = owner, pages
+        if level > 1:
+            frames = pages >> np.uint64(9 * (level - 1))
+            once = np.ones(len(frames), dtype=np.bool_)
+            once[1:] = (frames[1:] != frames[:-1]) | (owner[1:] != owner[:-1])
+            mine, frames = owner[once], frames[once]
+        every, place = np.unique(frames, return_inverse=True)
+        each = pagetypes.leaves_of_frames(leaves, level, every)[place]
         total += np.bincount(mine, weights=each, minlength=count).astype(np.int64)
     return total

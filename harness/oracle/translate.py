@@ -54,14 +54,15 @@ def _below(tables: Tables, root: int, levels: int, va: U64) -> U64:
     run = np.repeat(np.arange(len(begin)), np.diff(begin, append=len(va)))
     table, large, inside = _upper(tables, root, levels, va[begin])
     physical = np.full(len(va), NOWHERE, dtype=np.uint64)
-    in_large = np.flatnonzero((large != np.uint64(NOWHERE))[run])
-    physical[in_large] = large[run[in_large]] | va[in_large] & inside[run[in_large]]
-    in_table = np.flatnonzero((table != np.uint64(NOWHERE))[run])
-    page = va[in_table] >> np.uint64(12)
-    entry = tables.entries(table[run[in_table]], page & _INDEX)
-    mapped = entry & _PRESENT != 0
-    address = entry[mapped] & _ADDRESS | va[in_table[mapped]] & np.uint64(paging.PAGE - 1)
-    physical[in_table[mapped]] = address
+    is_large, is_table = large != np.uint64(NOWHERE), table != np.uint64(NOWHERE)
+    if is_large.any():
+        mine = np.flatnonzero(is_large[run])
+        physical[mine] = large[run[mine]] | va[mine] & inside[run[mine]]
+    if is_table.any():
+        mine = np.flatnonzero(is_table[run])
+        entry = tables.entries(table[run[mine]], va[mine] >> np.uint64(12) & _INDEX)
+        address = entry & _ADDRESS | va[mine] & np.uint64(paging.PAGE - 1)
+        physical[mine] = np.where(entry & _PRESENT != 0, address, np.uint64(NOWHERE))
     return physical
 
 

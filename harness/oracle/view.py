@@ -205,14 +205,20 @@ class View:
         with self._step("direct map"):
             return self._direct_map
 
-    def direct_map_anomalies(self) -> tuple[Leaf, ...]:
+    def direct_map_anomalies(self, besides: Survey | None = None) -> tuple[Leaf, ...]:
         """Return every direct-map leaf over RAM whose PAT index is not 0.
 
         At rest there is none: whatever made pages uncached or write-combined has to put them back.
+
+        Args:
+            besides: buffers that may have changed the type of their memory: leaves that lie in them with all
+                their pages are left out. With thousands of them alive this is also much quicker.
         """
         with self._step("direct map"):
             ram = self._ram_ranges()
             odd = odd_leaves(self._all, self._direct_map, ram)
+            if besides is not None:
+                odd = odd.take(~besides.covers(odd.pa, odd.size))
             return tuple(typed_leaves(odd.by_address(), self._rules, ram))
 
     def read(self, pa: int, n: int) -> bytes:

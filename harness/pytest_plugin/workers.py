@@ -8,6 +8,8 @@ where a test's evidence has the test's own name.  Nothing here needs pytest-xdis
 
 from __future__ import annotations
 
+import ctypes
+import signal
 from collections.abc import Generator
 from typing import Any
 
@@ -22,6 +24,8 @@ GUEST_OVERHEAD_MIB = 128
 
 WORKER_OVERHEAD_MIB = 64
 """What a pytest with this plugin needs beside its guests: 33 MiB before its first test."""
+
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 _CAPPED = pytest.StashKey[str]()
 _OUTPUT = "iobmd"
@@ -40,6 +44,15 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, Any]:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int, int]:
     """Let ``-n auto`` be no more than this host has memory for."""
     return _capped(config, (yield))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have a worker end with the process that started it; by itself it would first end its test.
+
+    A killed worker takes its guests along: they end with it.
+    """
+    if is_worker(config):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 @pytest.hookimpl(trylast=True)  # the guests have ended by then, and their last lines are written

@@ -22,10 +22,26 @@ MIXED = 300
 THOUSANDS = 10_000
 NOFILE = 7  # RLIMIT_NOFILE
 PRLIMIT64 = 302
-# Addresses are where the memory happened to be; the rest a batch and single calls have to agree on.
-PLACES = {"kernel_address", "user_address"}
+# Where the memory happened to be, and whether it was in one piece, is luck; on the rest they have to agree.
+LUCK = {"kernel_address", "user_address", "chunks", "storage_kind"}
 
 MODES = (0, k.kIOMapInhibitCache, k.kIOMapWriteThruCache, k.kIOMapWriteCombineCache, k.kIOMapCopybackCache)
+
+
+@pytest.fixture
+def before(iobmd, oracle) -> Stock:
+    """The guest after every worker of the agent has had a large frame, whose pages it keeps some of."""
+    for _ in range(2):
+        iobmd.batch(THOUSANDS // 2).withOptions(k.kIODirectionInOut, PAGE).release()
+    return Stock(iobmd, oracle)
+
+
+def still_lost(before: Stock, iobmd, oracle) -> list[str]:
+    """What is missing for good: RCU and the allocator's own lists give thousands of pages back late."""
+    deadline = time.monotonic() + 5
+    while (missing := lost(before, Stock(iobmd, oracle))) and time.monotonic() < deadline:
+        pass
+    return missing
 
 
 def options(chance: random.Random) -> int:
@@ -79,7 +95,6 @@ def test_a_mixed_batch_is_what_single_calls_are(iobmd, factory):
         "complete": (buffers.complete(), lambda _, one: int(one.complete())),
         "storage": (buffers.storage, lambda _, one: one.storage),
     }
-    kinds = buffers.describe()["storage_kind"]
     for row, single in enumerate(singles):
         assert buffers.label(row) == (single.call if isinstance(single, Null) else single.label)
         if isinstance(single, Null):
@@ -89,9 +104,9 @@ def test_a_mixed_batch_is_what_single_calls_are(iobmd, factory):
         for name, (array, ask) in answers.items():
             ours, theirs = array[row].item(), ask(row, single)
             if name == "describe":
-                ours, theirs = (without_places(array.dtype.names, one) for one in (ours, theirs))
+                ours, theirs = (without_luck(array.dtype.names, one) for one in (ours, theirs))
             elif name == "segment":
-                ours, theirs = (comparable(one, kinds[row]) for one in (ours, theirs))
+                ours, theirs = (comparable(one, buffers.storage[row]) for one in (ours, theirs))
             assert ours == theirs, f"row {row}, {single.label}: {name}"
 
 
@@ -99,13 +114,15 @@ def run(single, offset: int) -> int:
     return single.getPhysicalSegment(offset).length
 
 
-def comparable(length: int, kind: str):
+def comparable(length: int, storage: int):
     """Where separate pages or blocks happen to lie side by side their run is longer, for whoever is lucky."""
-    return length if kind == "RUN" else length > 0
+    return length if storage <= PAGE else length > 0
 
 
-def without_places(names, values) -> dict:
-    return {name: value for name, value in zip(names, values, strict=True) if name not in PLACES}
+def without_luck(names, values) -> dict:
+    fields = dict(zip(names, values, strict=True))
+    pageable = fields["storage_kind"] == "PAGEABLE"
+    return {name: value for name, value in fields.items() if name not in LUCK} | {"pageable": pageable}
 
 
 def test_addresses_are_the_buffers_own(iobmd, oracle):
@@ -120,12 +137,8 @@ def test_addresses_are_the_buffers_own(iobmd, oracle):
     assert len(set(segments["address"].tolist())) == 50
 
 
-def test_ten_thousand_live_at_once_and_leave_nothing(iobmd, oracle):
-    wired = k.kIODirectionInOut
-    for _ in range(2):  # tables and caches that are made once, the table of open files among them
-        iobmd.batch(THOUSANDS).withOptions(wired, PAGE).release()
-    before = Stock(iobmd, oracle)
-    buffers = iobmd.batch(THOUSANDS).withOptions(wired, PAGE)
+def test_ten_thousand_live_at_once_and_leave_nothing(iobmd, oracle, before):
+    buffers = iobmd.batch(THOUSANDS).withOptions(k.kIODirectionInOut, PAGE)
     assert iobmd.info().live == THOUSANDS
     assert buffers.made.all()
     assert (buffers.getLength() == PAGE).all()
@@ -135,7 +148,7 @@ def test_ten_thousand_live_at_once_and_leave_nothing(iobmd, oracle):
     started = time.monotonic()
     assert iobmd.release_all() == THOUSANDS
     assert time.monotonic() - started < 10
-    assert lost(before, Stock(iobmd, oracle)) == []
+    assert still_lost(before, iobmd, oracle) == []
 
 
 def test_thousands_of_single_buffers_are_released_together(iobmd):
@@ -152,20 +165,18 @@ def test_thousands_of_single_buffers_are_released_together(iobmd):
     assert iobmd.info().live == 0
 
 
-def test_typed_memory_goes_home_write_back(iobmd, oracle):
+def test_typed_memory_goes_home_write_back(iobmd, oracle, before):
     modes = np.array(MODES * 40, np.uint32) | k.kIODirectionInOut
-    before = Stock(iobmd, oracle)
     buffers = iobmd.batch(len(modes)).withOptions(modes, 64 << 10)
     assert buffers.made.all()
     with oracle.frozen() as view:
         assert view.direct_map_anomalies()
     buffers.release()
-    assert lost(before, Stock(iobmd, oracle)) == []
+    assert still_lost(before, iobmd, oracle) == []
 
 
-def test_a_full_table_of_open_files_leaves_nothing_of_a_batch(iobmd, oracle):
+def test_a_full_table_of_open_files_leaves_nothing_of_a_batch(iobmd, oracle, before):
     process = iobmd.process
-    before = Stock(iobmd, oracle)
     limit = np.array([before.fds + 500, 65_536], "<u8").tobytes()
     process.syscall(PRLIMIT64, 0, NOFILE, In(limit), 0, what="prlimit")
     try:
@@ -175,7 +186,7 @@ def test_a_full_table_of_open_files_leaves_nothing_of_a_batch(iobmd, oracle):
         limit = np.array([65_536, 65_536], "<u8").tobytes()
         process.syscall(PRLIMIT64, 0, NOFILE, In(limit), 0, what="prlimit")
     assert caught.value.observed == "EMFILE"
-    assert lost(before, Stock(iobmd, oracle)) == []
+    assert still_lost(before, iobmd, oracle) == []
 
 
 def test_the_agent_may_open_files_enough(guest):
@@ -185,17 +196,16 @@ def test_the_agent_may_open_files_enough(guest):
 
 
 @pytest.mark.parametrize("after", [0.005, 0.05, 0.15])
-def test_ctrl_c_leaves_nothing(iobmd, oracle, after):
+def test_ctrl_c_leaves_nothing(iobmd, oracle, before, after):
     """At some moment in the middle of it, wherever that is."""
-    before = Stock(iobmd, oracle)
 
     def for_ever():
+        timer.start()
         while True:
             iobmd.batch(2000).withOptions(k.kIODirectionInOut, PAGE).release()
 
     timer = threading.Timer(after, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
     old = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
-    timer.start()
     try:
         with pytest.raises(KeyboardInterrupt):
             for_ever()
@@ -203,7 +213,7 @@ def test_ctrl_c_leaves_nothing(iobmd, oracle, after):
         timer.cancel()
         signal.signal(signal.SIGINT, old)
     iobmd.release_all()
-    assert lost(before, Stock(iobmd, oracle)) == []
+    assert still_lost(before, iobmd, oracle) == []
 
 
 def test_a_batch_of_the_second_process(guest, iobmd):

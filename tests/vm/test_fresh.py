@@ -11,6 +11,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -165,6 +167,12 @@ def test_the_last_one_is_clean_too(@GUEST@, iobmd, oracle):
 """
 
 
+def command_line(pytestconfig, *argv):
+    """A pytest with this session's kernel."""
+    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error",
+            "--kernel", pytestconfig.option.kernel, "--accel", pytestconfig.option.accel, *argv]  # fmt: skip
+
+
 @pytest.fixture
 def session(tmp_path, pytestconfig):
     """Run a test file in a pytest of its own, with this session's kernel; return how it went."""
@@ -172,13 +180,10 @@ def session(tmp_path, pytestconfig):
     def run(text, *argv, conftest=""):
         (tmp_path / "test_mine.py").write_text(text)
         (tmp_path / "conftest.py").write_text(conftest)
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error",
-                   "--kernel", pytestconfig.option.kernel,
-                   "--accel", pytestconfig.option.accel, *argv]  # fmt: skip
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         done = subprocess.run(
-            command, cwd=tmp_path, env={**environment, "NO_COLOR": "1"}, capture_output=True, text=True,
-            timeout=300, check=False,
+            command_line(pytestconfig, *argv), cwd=tmp_path, env={**environment, "NO_COLOR": "1"},
+            capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         print(done.stdout, done.stderr)
         return done
@@ -315,6 +320,50 @@ def test_two_workers_keep_their_own_evidence(session, tmp_path):
     assert where["gw0"] != where["gw1"]
 
 
+SLEEPS = """
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("n", range(2))
+def test_sleeps(guest, fresh_guest, n):
+    pids = (os.getpid(), guest.machine.pid, fresh_guest.machine.pid)
+    Path(f"{n}.new").write_text(" ".join(map(str, pids)))
+    Path(f"{n}.new").rename(f"{n}.pids")
+    time.sleep(600)
+"""
+
+
+def test_a_killed_session_leaves_no_worker_and_no_guest(tmp_path, pytestconfig):
+    (tmp_path / "test_mine.py").write_text(SLEEPS)
+    argv = command_line(pytestconfig, "-n", "2")
+    with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: len(list(tmp_path.glob("*.pids"))) == 2 or process.poll() is not None, 120)
+        finally:
+            process.kill()
+    pids = [int(pid) for path in tmp_path.glob("*.pids") for pid in path.read_text().split()]
+    assert len(set(pids)) == 6
+    wait_until(lambda: not any(is_running(pid) for pid in pids), 3)
+
+
+def wait_until(true, seconds):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 DEADLY = """
 import os
 import signal
@@ -348,7 +397,7 @@ def test_is_left_alone(guest):
     guest.close(guest.mine)
 """
 
-IMPATIENT = "from harness.pytest_plugin import seat\nseat._ALIVE_SECONDS = 1.0"
+IMPATIENT = "from harness.pytest_plugin import seat\nseat._ALIVE_SECONDS = 3.0"
 
 
 def test_a_dead_guest_fails_nobody_else(session):

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.errors import BadInput
+from harness.errors import BadInput, GuestFailure
 from harness.link import Guest, GuestOSError, ProgramNotStarted
 from harness.link.guest import SSH_PORT_NAME
 from harness.link.ssh import (
@@ -26,7 +26,7 @@ from harness.link.ssh import (
     Ssh,
     SshFailure,
 )
-from harness.vm import GuestPanicked, QemuDied
+from harness.vm import GuestPanicked, QemuDied, SnapshotStore
 
 
 @pytest.fixture
@@ -254,6 +254,52 @@ def test_the_port_costs_nothing_until_somebody_asks(alone):
         alone.read_file("/usr/sbin/dropbear")
     assert alone.ssh.run("true").status == 0
     assert alone.read_file("/usr/sbin/dropbear")[:4] == b"\x7fELF"
+
+
+# -- guests that are started again --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rewindable(guest):
+    with Guest(guest.image, replace(guest.options), SnapshotStore.default()) as other:
+        yield other
+
+
+def test_the_next_use_after_a_restore_makes_a_session(rewindable):
+    ssh = rewindable.ssh
+    for turn in range(3):
+        assert ssh.run("ls /tmp/mark").status == 1
+        assert ssh.run(f"echo {turn} > /tmp/mark; cat /tmp/mark").text == str(turn)
+        before = ssh.transport
+        rewindable.restore()
+        assert rewindable.ssh is rewindable.machine.ssh is ssh
+        assert ssh.transport is not before
+    ssh.run("true")
+
+
+def test_a_restore_under_a_running_command_and_after_a_death(rewindable):
+    ssh = rewindable.ssh
+    ssh.run("true")
+    failures = []
+
+    def flood():
+        try:
+            ssh.run("cat /dev/zero", timeout=60)
+        except GuestFailure as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    time.sleep(0.2)
+    rewindable.restore()
+    assert ssh.run("ps | grep -c '[c]at'").text == "0"
+    thread.join(20)
+    assert len(failures) == 1
+    rewindable.machine.qmp.execute("quit")
+    with pytest.raises(QemuDied):
+        ssh.run("sleep 10")
+    rewindable.restore()
+    assert ssh.run("echo alive").text == "alive"
 
 
 # -- guests that die ----------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 """One session's use of the port's socket, which outlives the session."""
 
 import math
-import os
 import select
 import socket
 import threading
@@ -22,9 +21,8 @@ _TAKING = threading.Lock()
 class Wire:
     """What paramiko takes for a socket: the port, from one ticket to the end of one session.
 
-    Closing it leaves the socket open and wakes whoever waits; so does the making of another one on the same
-    socket.  A guest that dies ends it as well; `failure`
-    tells why.
+    Closing it leaves the socket open and ends every wait within 50 ms; so does the making of another one on
+    the same socket.  A guest that dies ends it as well; `failure` tells why.
 
     Args:
         sock: host end of the port; stays the caller's.
@@ -39,19 +37,15 @@ class Wire:
         self._check = check
         self._checked = 0.0
         self._timeout: float | None = None
-        self._closed = False
+        self._closed = False  # paramiko looks at it, as it does at a socket's
         self._rest = b""
         self._lock = threading.Lock()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.failure: Exception | None = None
         with _TAKING:
             if (last := _OWNERS.get(sock)) is not None:
                 last.close()
             _OWNERS[sock] = self
         sock.setblocking(False)
-
-    def __del__(self) -> None:
-        os.close(self._wake)
 
     def meet(self, ticket: bytes, timeout: float) -> None:
         """Send the ticket, and drop what comes until it comes back: that was another session's.
@@ -120,7 +114,6 @@ class Wire:
     def close(self) -> None:
         """End the session; when this returns, no byte is read or written by it any more."""
         self._closed = True
-        os.eventfd_write(self._wake, 1)
         with self._lock:  # held around every single read and write
             pass
 
@@ -148,9 +141,8 @@ class Wire:
 
     def _look(self, event: int, seconds: float) -> bool | None:
         poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
         try:
             poll.register(self._sock, event)
         except ValueError:
             return None  # somebody has closed it: the machine is
-        return any(fd != self._wake for fd, _ in poll.poll(math.ceil(seconds * 1000)))
+        return bool(poll.poll(math.ceil(seconds * 1000)))

@@ -26,10 +26,18 @@ class Console:
     """What the kernel says."""
 
     def __init__(self) -> None:
-        self.said = "booting\n"
+        self.said, self.late = "booting\n", ""
 
     def text(self) -> str:
         return self.said
+
+    def mark(self) -> int:
+        return len(self.said)
+
+    def wait_output(self, seconds: float, *, since: int) -> bool:  # noqa: ARG002
+        """What was on its way arrives when somebody waits for it."""
+        self.said, self.late = self.said + self.late, ""
+        return len(self.said) > since
 
 
 class FakeGuest:
@@ -42,6 +50,7 @@ class FakeGuest:
         self.starts: tuple[Start, ...] = ()
         self.files: set[str] = set()
         self.dead = self.silent = False
+        self.ssh = object()
         self.broken_restores = 0
         self.hello = SimpleNamespace(release=RELEASES[image.kernel.label])
         self.link = SimpleNamespace(syscall=self._syscall)
@@ -101,7 +110,9 @@ def install(memory_mib: int | None = None) -> Callable[[], None]:
 
     def image(options: Any, _: Any) -> Any:
         kernel = SimpleNamespace(label=options.kernel)
-        return SimpleNamespace(kernel=kernel, module=SimpleNamespace(build_id="01"))
+        return SimpleNamespace(
+            kernel=kernel, module=SimpleNamespace(build_id="01"), ssh_payload=lambda _: b""
+        )
 
     fakes: list[tuple[Any, str, Any]] = [
         (plugin, "make_guest", lambda options, image, _: FakeGuest(options, image)),

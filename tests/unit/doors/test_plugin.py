@@ -62,12 +62,14 @@ def test_a_guest_that_cannot_be_had_is_told_without_the_frames_of_the_harness(se
 # -- who gets which guest -----------------------------------------------------------------------------------
 
 WHOSE = """
-def test_the_sessions(guest, machine, iobmd, oracle):
+def test_the_sessions(guest, machine, iobmd, oracle, ssh):
     assert iobmd.process is guest
+    assert ssh is guest.ssh
     assert oracle._machine is machine is guest.machine
 
-def test_the_fresh_one(fresh_guest, fresh_machine, iobmd, oracle):
+def test_the_fresh_one(fresh_guest, fresh_machine, iobmd, oracle, ssh):
     assert iobmd.process is fresh_guest
+    assert ssh is fresh_guest.ssh
     assert oracle._machine is fresh_machine is fresh_guest.machine
 
 def test_both(iobmd, oracle, fresh_machine, guest, machine):
@@ -292,7 +294,7 @@ def test_the_console_shown_is_this_tests_and_both_guests_are_kept(session, pytes
         def test_before(guest): guest.machine.console.said += "of before"
         def test_bad(guest, fresh_guest):
             guest.machine.console.said += "said at home"
-            fresh_guest.machine.console.said += "said abroad"
+            fresh_guest.machine.console.late = "said abroad"
             assert 0
     """
     done = session(text)

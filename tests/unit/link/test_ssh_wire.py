@@ -11,6 +11,7 @@ import pytest
 
 from harness.errors import BadInput, GuestFailure
 from harness.link.program import new_ticket
+from harness.link.ssh import wire as wire_module
 from harness.link.ssh.cli import pairs
 from harness.link.ssh.command import as_text
 from harness.link.ssh.keys import Keys
@@ -32,7 +33,8 @@ def wire(ends):
     return wire
 
 
-def test_what_an_earlier_session_left_is_dropped(ends, wire):
+def test_what_an_earlier_session_left_is_dropped(ends, wire, monkeypatch):
+    monkeypatch.setattr(wire_module, "_DROP_BYTES", 5)
     ticket = new_ticket()
     ends[1].sendall(b"left over" + ticket[:5] + b"and more" + ticket + b"fresh")
     wire.meet(ticket, 5)
@@ -55,13 +57,25 @@ def test_a_ticket_in_pieces_behind_megabytes(ends, wire):
     thread.join(10)
 
 
+def test_the_last_one_made_has_the_socket(ends, wire):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(wire.recv(10)))
+    thread.start()
+    other = Wire(ends[0], lambda: None)
+    ends[1].sendall(b"for the other")
+    thread.join(5)
+    assert results == [b""]
+    other.settimeout(5)
+    assert other.recv(100) == b"for the other"
+
+
 def test_no_ticket_in_time(ends, wire):
     ends[1].sendall(b"something else")
     with pytest.raises(TimeoutError):
         wire.meet(new_ticket(), 0.1)
 
 
-def test_closing_wakes_whoever_waits_and_leaves_the_socket(ends, wire):
+def test_closing_ends_every_wait_and_leaves_the_socket(ends, wire):
     results = []
     threads = [threading.Thread(target=lambda: results.append(wire.recv(10))) for _ in range(3)]
     for thread in threads:

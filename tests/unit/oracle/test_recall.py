@@ -37,7 +37,7 @@ class World:
         self.kernel.map_run(DIRECT[levels], 0, 2 * MIB)
         self.kernel.map_run(DIRECT[levels] + 2 * MIB, 2 * MIB, 14 * MIB, 2)
         for page in range(0, 40, 3):
-            self.kernel.map(VMALLOC[levels] + page * PAGE, 0x8000 + page * PAGE, flags=RW | PWT)
+            self.kernel.map(VMALLOC[levels] + page * PAGE, 0x8000 + page * PAGE, flags=RW | PWT | NX)
         self.levels = levels
         self.processes = []
         self.saved = None
@@ -189,6 +189,15 @@ def test_only_what_changed_is_decoded(world):
     world.ram.put_u64(slot, world.ram.u64(slot) ^ PCD)
     assert decoded()[0] == 1
     assert sorted(first.entry.tolist()) == sorted(decoded()[1].entry.tolist())
+
+
+def test_what_bit_63_means_is_not_remembered(world):
+    scanner, tables = Scanner(), world.kernel
+    for no_execute in (True, False, True):
+        found = scanner.scan(Tables(world.ram), [tables.root], 4, no_execute=no_execute)
+        fresh = scan(Tables(world.ram), [tables.root], 4, no_execute=no_execute)
+        assert np.array_equal(found.flags, fresh.flags)
+        assert set((found.flags & 4).tolist()) == ({0, 4} if no_execute else {4})
 
 
 def test_a_survey_is_not_changed_by_later_captures(world):

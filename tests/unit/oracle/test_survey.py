@@ -52,7 +52,7 @@ def machines(draw, synthetic, levels):
             + draw(st.integers(0, 6)) * PAGE
         )
         tables.map(VMALLOC[levels] + page * PAGE, pa, flags=RW | draw(types))
-    large = st.sampled_from([0, PWT, PCD])
+    large = st.sampled_from([0, PWT, PCD, PWT | 1 << 12])
     if draw(st.booleans()):
         tables.map(VMALLOC[levels] + 2 * MIB, draw(st.sampled_from([0, 4 * MIB])), 2, flags=RW | draw(large))
     if draw(st.booleans()):
@@ -160,7 +160,13 @@ def test_many_translations_equal_single_walks(synthetic, levels, data):
     tables, other = data.draw(machines(synthetic, levels))
     places = [VMALLOC[levels], DIRECT[levels], DIRECT[levels] + 4 * MIB, USER_VA, VMALLOC[levels] + GIB]
     edges = st.sampled_from([0, 2 * MIB, 40 * PAGE, GIB, 1 << 39])
-    near = st.builds(lambda a, b, c: (a + b + c) % 2**64, st.sampled_from(places), edges, st.integers(-9, 9))
+    near = st.builds(
+        lambda a, b, c, d: (a + b + c) % 2**64 ^ d,
+        st.sampled_from(places),
+        edges,
+        st.integers(-9, 9),
+        st.sampled_from([0, 0, 1 << 60]),  # not canonical any more
+    )
     va = data.draw(st.lists(st.one_of(near, st.integers(0, 2**64 - 1)), max_size=40))
     roots = data.draw(st.permutations([tables.root, other.root, 1 << 45]))
     memory = Tables(tables.ram)
@@ -231,6 +237,35 @@ def test_one_capture_for_all(small):
     assert seen.rows["address_bits"].tolist() == [0x11000, 0x30000, 0x20000, 0x50000]
     assert [seen.types(n) for n in range(4)] == [{WC}, {WB}, {WB}, {WB}]
     assert seen.unmapped_pages.tolist() == [0, 0, 0, 1]
+
+
+def test_neighbours_are_not_one_buffer(small):
+    """The slab of a thousand buffers made one after the other."""
+    machine, _ = small
+    start = np.arange(100, dtype=np.uint64) * np.uint64(PAGE) + np.uint64(DIRECT[4] + 4 * MIB)
+    seen = Oracle(machine).survey(SimpleNamespace(address=start, storage=PAGE))
+    seen.require(pieces=1, aliases=1, apart=True, physical=start - np.uint64(DIRECT[4]), types=WB)
+    assert seen.segments()["length"].tolist() == [PAGE] * 100
+    assert seen.ranges(7) == (PhysRange(4 * MIB + 7 * PAGE, PAGE),)
+
+
+def test_anomalies_that_belong_to_no_buffer(small):
+    machine, bufs = small
+    with Oracle(machine).frozen() as view:
+        seen = view.survey(bufs.address, bufs.storage)
+        assert [leaf.pa for leaf in view.direct_map_anomalies()] == [0x10000, 0x11000]
+        assert view.direct_map_anomalies(besides=seen) == ()
+        half = view.survey(bufs.address[:1], PAGE)
+        assert [leaf.pa for leaf in view.direct_map_anomalies(besides=half)] == [0x11000]
+        table = view.cpus[0].cr3
+        for level in (4, 3):
+            table = machine.ram.u64(table + 8 * (DIRECT[4] >> (12 + 9 * (level - 1)) & 511)) & ~0xFFF
+        view.write(table + 8, (2 * MIB | RW | PCD | 1 << 7).to_bytes(8, "little"))
+        assert [leaf.pa for leaf in view.direct_map_anomalies(besides=seen)] == [2 * MIB]
+        part = view.survey([DIRECT[4] + 2 * MIB], [2 * MIB - PAGE])
+        assert [leaf.pa for leaf in view.direct_map_anomalies(besides=part)] == [0x10000, 0x11000, 2 * MIB]
+        whole = view.survey([DIRECT[4] + 2 * MIB], [2 * MIB - PAGE + 1])
+        assert [leaf.pa for leaf in view.direct_map_anomalies(besides=whole)] == [0x10000, 0x11000]
 
 
 def test_any_way_to_name_buffers(small):
@@ -391,6 +426,20 @@ def test_the_last_page_of_all_addresses(synthetic):
     assert seen.rows["physical"].tolist() == [0x5000, 0x5FFF]
     assert seen.rows["mapped"].all()
     assert [part.length for n in range(2) for part in seen.ranges(n)] == [PAGE, 1]
+
+
+def test_tables_on_both_sides_of_the_hole_and_in_it(synthetic):
+    ram = synthetic.Ram((0, MIB), (4 * GIB, MIB))
+    tables = synthetic.Paging(ram, tables_at=MIB - PAGE)  # the top table below the hole
+    tables.next = 4 * GIB  # all others above it
+    va = DIRECT[4]
+    tables.map(va, 0x5000)
+    tables.map(va + PAGE, 4 * GIB + 0x6000)
+    hole = tables.slot(tables.table_for(va + GIB, 3), va + GIB, 3)
+    ram.put_u64(hole, 2 * GIB | RW)
+    where = np.array([va, va + PAGE + 7, va + 2 * PAGE, va + GIB], dtype=np.uint64)
+    found = translate(Tables(ram), [tables.root], 4, where)
+    assert found.tolist() == [0x5000, 4 * GIB + 0x6007, NOWHERE, NOWHERE]
 
 
 def test_bit_sets_of_types():
