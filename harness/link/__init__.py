@@ -2,10 +2,13 @@
 """Talking to the guest: framed requests over a virtio-serial port, and the guest they boot."""
 
 from harness.link.errors import (
+    AgentDead,
     ChannelBroken,
     GuestBusy,
     GuestOSError,
+    KernelHung,
     NotRestored,
+    OperationTimedOut,
     RequestMalformed,
     RequestRefused,
     RequestRejected,
@@ -25,6 +28,7 @@ __all__ = [
     "PROT_NONE",
     "PROT_READ",
     "PROT_WRITE",
+    "AgentDead",
     "ChannelBroken",
     "Guest",
     "GuestBusy",
@@ -34,9 +38,11 @@ __all__ = [
     "In",
     "InOut",
     "IoctlResult",
+    "KernelHung",
     "Link",
     "NotRestored",
     "Nr",
+    "OperationTimedOut",
     "Out",
     "Peer",
     "PeerDied",

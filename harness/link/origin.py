@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from harness.errors import GuestFailure, HarnessError
 from harness.link import pci
 from harness.link.start import Start, StartKind, prove, remember
+from harness.link.vitals import Vitals
 from harness.vm import (
     AcceleratorVerdict,
     Machine,
@@ -102,6 +103,8 @@ class Origin:
     def _from(self, snapshot: Snapshot, put_back: Callable[[Snapshot], bool]) -> Start:
         """Restore by *put_back*, which tells whether it is the same QEMU as before; prove what came of it."""
         guest, memo = self._guest, dict(snapshot.memo)
+        guest.vitals = Vitals.recall(memo)
+        guest.wait_as(guest.deadlines.measured(float(memo["boot_seconds"])))
         since = time.monotonic()
         same = put_back(snapshot)
         guest.attach(int(memo["ticket"]))
@@ -141,7 +144,10 @@ class Origin:
         self._enter(None)
         self._guest.attach(0)
         self._guest.hello = self._guest.first_reply(since)
-        return Start(StartKind.BOOTED, time.monotonic() - since)
+        start = Start(StartKind.BOOTED, time.monotonic() - since)
+        self._guest.wait_as(self._guest.deadlines.measured(start.seconds))
+        self._guest.vitals = Vitals.take(self._guest)
+        return start
 
     def _save(self, folder: Path, slot: Slot, boot_seconds: float) -> None:
         guest = self._guest
