@@ -14,6 +14,7 @@ from harness.errors import (
 )
 from harness.forensics.diagnose import diagnose
 from harness.forensics.errors import KernelTainted
+from harness.forensics.kernel_log import KernelLog
 from harness.link import AgentDead, ChannelBroken, KernelHung, OperationTimedOut
 from harness.vm import GuestPanicked, QemuDied, QemuStuck
 
@@ -27,6 +28,7 @@ __all__ = [
     "HarnessError",
     "HostExhausted",
     "KernelHung",
+    "KernelLog",
     "KernelTainted",
     "OperationTimedOut",
     "Probe",

@@ -33,16 +33,20 @@ if TYPE_CHECKING:
 
 # Seconds of each probe; with the clock's and the link's own ping before they stay below two.
 _PROTOCOL_SECONDS: Final = 0.25
-_AGENT_SECONDS: Final = 0.3
+_AGENT_SECONDS: Final = 0.2
 _PROCESSORS_SECONDS: Final = 0.3
 _SYSRQ_SECONDS: Final = 0.4
 _NMI_SECONDS: Final = 0.2
 #: A finding is good for others who wait for the same guest; a guest does not get well by itself that soon.
 _FRESH_SECONDS: Final = 2.0
-_LOG_LINES: Final = 20
+_LOG_LINES: Final = 10
+_LOG_WIDTH: Final = 160
 #: What says "no answer" and not why.
 _OPEN: Final = (RequestTimedOut, GuestSilent, QmpSilent, QmpLost, ChannelBroken)
 _CLEAR: Final = (OperationTimedOut, AgentDead, KernelHung)
+#: What the kernel's own log may explain.
+_LOGGED: Final = (FailureKind.KERNEL_HUNG, FailureKind.AGENT_DEAD)
+_IN_KERNEL: Final = {Activity.SPINNING, Activity.KERNEL, Activity.DEAF, Activity.HALTED}
 _VICTIMS: Final = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
@@ -124,7 +128,14 @@ def conclude(signs: Signs) -> Finding:
 
 def _of_the_kernel(signs: Signs) -> Finding:
     """The agent is silent, and QEMU is not to blame."""
-    busy = bool(signs.processors) and {*signs.processors} <= {Activity.SPINNING, Activity.KERNEL}
+    deaf = {*signs.processors} & {Activity.DEAF, Activity.HALTED} and signs.prints is not Sign.LIFE
+    if signs.kernel_lives and deaf:
+        return Finding(
+            FailureKind.KERNEL_HUNG,
+            "a processor of several hangs with interrupts off, and what waits for it hangs with it",
+            "the vCPU registers say where it loops",
+        )
+    busy = bool(signs.processors) and {*signs.processors} <= _IN_KERNEL
     if signs.kernel_lives and busy and signs.prints is not Sign.LIFE:
         return Finding(
             FailureKind.KERNEL_HUNG,
@@ -144,6 +155,12 @@ def _of_the_kernel(signs: Signs) -> Finding:
             FailureKind.KERNEL_HUNG,
             "the kernel's clock stands still and only an NMI reaches it: it hangs with interrupts off",
             "the vCPU registers say where",
+        )
+    if Sign.UNKNOWN in (signs.sysrq, signs.nmi):
+        return Finding(
+            FailureKind.KERNEL_HUNG,
+            "the kernel shows no life; not every probe could ask it",
+            "see which of the probes below were answered",
         )
     return Finding(
         FailureKind.KERNEL_HUNG,
@@ -212,18 +229,18 @@ def _examined(guest: "Guest", error: HarnessError) -> _Case:
         if not known or time.monotonic() > case.until:
             guest.machine.check()
             probes = Probes(guest, guest.deadlines.scale)
-            case.finding = conclude(_signs(probes, error))
+            case.finding = conclude(_signs(probes))
             probes.work()
             guest.machine.check()
             case.probes = tuple(probes.found)
-            log = KernelLog.of(guest) if case.finding.kind is FailureKind.KERNEL_HUNG else None
+            log = KernelLog.of(guest) if case.finding.kind in _LOGGED else None
             case.log = log.lines(_LOG_LINES) if log is not None else ()
             case.generation = guest.generation
             case.until = time.monotonic() + _FRESH_SECONDS
         return case
 
 
-def _signs(probes: Probes, error: HarnessError) -> Signs:
+def _signs(probes: Probes) -> Signs:
     """Ask until the case is clear."""
     signs = Signs(process=probes.process())
     if signs.process is Sign.SILENCE:
@@ -231,8 +248,8 @@ def _signs(probes: Probes, error: HarnessError) -> Signs:
     signs.protocol, signs.status = probes.protocol(_PROTOCOL_SECONDS), probes.status
     if signs.protocol is Sign.SILENCE and signs.status:
         return signs
-    asked = isinstance(error, RequestTimedOut) and error.agent_answers is False
-    signs.agent = probes.agent_was_silent() if asked else probes.agent(_AGENT_SECONDS)
+    # Also when the link has asked before: the interrupt of this ping sets the clock of a kernel that sleeps.
+    signs.agent = probes.agent(_AGENT_SECONDS)
     if signs.agent is Sign.LIFE:
         return signs
     probes.processors(_PROCESSORS_SECONDS)
@@ -257,7 +274,7 @@ def _named(guest: "Guest", error: HarnessError, case: _Case) -> HarnessError:
     result = _of_kind(guest, error, finding)
     result.tried = error.tried
     result.probes = case.probes
-    result.evidence += tuple(f"kernel log: {line}" for line in case.log)
+    result.evidence += tuple(f"kernel log: {line[:_LOG_WIDTH]}" for line in case.log)
     result.__cause__ = error
     return result
 

@@ -9,13 +9,12 @@ given, and none raises what merely means "no".
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import BadInput, Probe, Sign
 from harness.forensics import vcpus
 from harness.forensics.kernel_log import KernelLog
-from harness.vm import GuestSilent, QmpFailure, QmpLost, QmpSilent
+from harness.vm import GuestSilent, QmpFailure, QmpSilent, process_stat
 
 if TYPE_CHECKING:
     from harness.link import Guest
@@ -66,7 +65,7 @@ class Probes:
         """Whether QEMU's process executes anything."""
 
         def ask() -> tuple[str, Sign]:
-            self.process_state, self._cpu_time = _process(self.guest.machine.pid)
+            self.process_state, self._cpu_time = process_stat(self.guest.machine.pid)
             if not self.process_state:
                 return "no: there is no such process", Sign.SILENCE
             stopped = self.process_state in "Tt"
@@ -104,10 +103,6 @@ class Probes:
             return f"silence for {seconds * self.scale:.2g} s", Sign.SILENCE
 
         return self._ask("ping", "Does the agent answer?", ask)
-
-    def agent_was_silent(self) -> Sign:
-        """The link has asked already."""
-        return self._ask("ping", "Does the agent answer?", lambda: ("silence", Sign.SILENCE))
 
     def clock(self) -> Sign:
         """Whether the kernel's clock has gone on since the first probe, or does so now."""
@@ -187,10 +182,8 @@ class Probes:
             mark, before = machine.console.mark(), self._log_count()
             try:
                 machine.qmp.ask("inject-nmi", timeout=wait)
-            except QmpLost as error:
-                return f"cannot be asked: {error.summary}", Sign.UNKNOWN
             except QmpFailure as error:
-                return error.observed or error.summary, Sign.UNKNOWN
+                return f"cannot be asked: {error.summary}", Sign.UNKNOWN
             try:
                 machine.console.wait_for(_NMI_ANSWER, wait, since=mark)
             except GuestSilent:
@@ -215,7 +208,7 @@ class Probes:
         """How much processor time QEMU got since `process`."""
 
         def ask() -> tuple[str, Sign]:
-            _, now = _process(self.guest.machine.pid)
+            _, now = process_stat(self.guest.machine.pid)
             spent = max(0.0, now - self._cpu_time)
             return f"{spent:.2f} s", Sign.LIFE if spent else Sign.SILENCE
 
@@ -239,17 +232,3 @@ class Probes:
     def _log_count(self) -> int | None:
         log = KernelLog.of(self.guest)
         return None if log is None else log.count(_NMI_WORDS)
-
-
-def _process(pid: int) -> tuple[str, float]:
-    """The state's letter and the processor time in seconds (proc(5)); ``""`` when it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return "", 0.0
-    ticks = int(fields[11]) + int(fields[12])
-    return fields[0], ticks / _TICKS
-
-
-#: USER_HZ, in which proc(5) counts; fixed at 100 on x86 (include/asm-generic/param.h).
-_TICKS: Final = 100

@@ -28,6 +28,8 @@ class Activity(Enum):
     HALTED = "halted with interrupts off"
     #: In user mode, at least in one look.
     USER = "running in user mode"
+    #: In the kernel with interrupts off in every look: nothing but an NMI reaches it.
+    DEAF = "looping in the kernel with interrupts off"
     #: In the kernel in every look, at one place.
     SPINNING = "spinning in the kernel"
     #: In the kernel in every look, here and there.
@@ -78,12 +80,11 @@ def activities(looks: Sequence[Look]) -> dict[int, Activity]:
 
 
 def describe(looks: Sequence[Look]) -> str:
-    """Say it for people: ``CPU 0 spinning in the kernel at 0xffffffff81a17a0b, interrupts off``."""
+    """Say it for people: ``CPU 0 spinning in the kernel at 0xffffffff81a17a0b``."""
     words: list[str] = []
     for cpu, activity in activities(looks).items():
         last = [look for look in looks if look.cpu == cpu][-1]
-        state = "" if last.halted else f", interrupts {'on' if last.interrupts else 'off'}"
-        words.append(f"CPU {cpu} {activity.value} at {last.rip:#x}{state}")
+        words.append(f"CPU {cpu} {activity.value} at {last.rip:#x}")
     return "; ".join(words)
 
 
@@ -93,5 +94,7 @@ def _activity(looks: Sequence[Look]) -> Activity:
         return Activity.IDLE if idle else Activity.HALTED
     if any(look.cpl == 3 for look in looks):
         return Activity.USER
+    if not any(look.interrupts for look in looks):
+        return Activity.DEAF
     places = [look.rip for look in looks]
     return Activity.SPINNING if max(places) - min(places) < _TIGHT else Activity.KERNEL

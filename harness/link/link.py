@@ -16,7 +16,7 @@ from harness.link.frames import Frame, Protocol
 from harness.link.syscalls import Argument, Call, SyscallResult
 
 # How long the agent gets to answer the ping that tells a stuck operation from a silent agent.
-_PROBE_SECONDS = 0.5
+_PROBE_SECONDS = 0.4
 # The socket closes a moment before the death of QEMU shows.
 _DEATH_SECONDS = 1.0
 _DEATH_LOOK_SECONDS = 0.005
