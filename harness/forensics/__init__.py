@@ -12,7 +12,7 @@ from harness.errors import (
     exhaustion,
     named_exhaustion,
 )
-from harness.forensics.diagnose import diagnose
+from harness.forensics.diagnose import diagnose, diagnosed
 from harness.forensics.errors import KernelTainted
 from harness.forensics.kernel_log import KernelLog
 from harness.link import AgentDead, ChannelBroken, KernelHung, OperationTimedOut
@@ -36,6 +36,7 @@ __all__ = [
     "QemuStuck",
     "Sign",
     "diagnose",
+    "diagnosed",
     "exhaustion",
     "named_exhaustion",
 ]

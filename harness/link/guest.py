@@ -128,11 +128,15 @@ class Guest(Process):
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        with named_exhaustion("starting a guest"):
+            return self._enter()
+
+    def _enter(self) -> Self:
         spec = self._spec()
         verdict = choose_accelerator(spec)  # may boot a guest of its own, which is not this one's time
         config = self.image.kernel.headers / ".config"
         self.wait_as(Deadlines.expected(verdict.name, config, scale=self.options.timeout_scale))
-        with named_exhaustion("starting a guest"), ExitStack() as stack:
+        with ExitStack() as stack:
             self._origin = Origin(self, spec, verdict, self._snapshots)
             self._starts.append(self._origin.begin(stack))
             self._stack = stack.pop_all()
