@@ -57,11 +57,10 @@ class Look:
 
 def parse(text: str) -> tuple[Look, ...]:
     """Read the monitor's ``info registers -a``; a block that lacks a field is left out."""
-    starts = [*_BLOCK.finditer(text)]
-    ends = [*(match.start() for match in starts[1:]), len(text)]
+    blocks = [*_BLOCK.finditer(text)]
     found: list[Look] = []
-    for match, end in zip(starts, ends, strict=True):
-        block = text[match.start() : end]
+    for match, after in zip(blocks, [*blocks[1:], None], strict=False):  # one None more where there is none
+        block = text[match.start() : after.start() if after else len(text)]
         fields = {name: pattern.search(block) for name, pattern in _FIELDS.items()}
         values = {name: hit[1] for name, hit in fields.items() if hit is not None}
         if len(values) == len(_FIELDS):
