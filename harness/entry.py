@@ -13,7 +13,8 @@ import sys
 from types import FrameType
 
 _INTERRUPTED = 128 + signal.SIGINT
-_BROKEN_PIPE = 128 + signal.SIGPIPE
+#: FailureKind.HOST_EXHAUSTED, for when `harness.errors` cannot be read either.
+_UNLOADABLE = 18
 
 
 def main() -> None:
@@ -22,7 +23,11 @@ def main() -> None:
     if interruptible:
         signal.signal(signal.SIGINT, _leave_at_once)
     _have_standard_streams()
-    cli = importlib.import_module("harness.cli")
+    try:
+        cli = importlib.import_module("harness.cli")
+    except (OSError, MemoryError) as error:  # not even a file of ours can be read
+        sys.stderr.write(f"iobmd: cannot be loaded: {error or 'no memory'}\n")
+        sys.exit(_UNLOADABLE)
     code = _INTERRUPTED
     try:
         try:
