@@ -59,22 +59,54 @@ bool frame_send(int fd, struct frame *frame, size_t length);
  */
 void serve(int fd, uint64_t ticket, void (*ready)(void));
 
-/* remote.c */
+/* arena.c */
 
 /**
- * struct arena - memory a remote system call may point into
+ * struct arena - memory remote system calls may point into
  * @end: one past its last usable byte; the page behind it is not mapped
  */
 struct arena {
 	unsigned char *end;
 };
 
+/**
+ * struct arena_use - what one request wants of it, in the request's own words
+ * @size: bytes
+ * @filled: bytes of initial contents
+ * @relocs: how many struct link_reloc
+ * @out_start: first byte to send back
+ * @out_length: bytes to send back
+ * @start: the first byte, once it is laid out
+ */
+struct arena_use {
+	uint32_t size;
+	uint32_t filled;
+	uint32_t relocs;
+	uint32_t out_start;
+	uint32_t out_length;
+	unsigned char *start;
+};
+
 bool arena_map(struct arena *arena);
+bool arena_fits(const struct arena_use *use, uint64_t before, size_t length,
+		uint64_t answer);
+bool arena_lay_out(const struct arena *arena, struct arena_use *use,
+		   const unsigned char *relocs, uint64_t *args);
+void arena_done(const struct arena_use *use);
+
+/* remote.c */
+int64_t remote_make(uint64_t number, const uint64_t args[6]);
 enum link_status remote_call(const struct arena *arena, const struct frame *in,
 			     size_t length, int link_fd, struct frame *out,
 			     size_t *out_length);
 
+/* batch.c */
+enum link_status batch_call(const struct arena *arena, const struct frame *in,
+			    size_t length, int link_fd, struct frame *out,
+			    size_t *out_length);
+
 /* policy.c */
+bool policy_forbids(uint64_t number, const uint64_t args[6], int link_fd);
 enum link_status policy_before(uint64_t number, const uint64_t args[6],
 			       int link_fd);
 void policy_after(uint64_t number, const uint64_t args[6], int64_t result);
@@ -82,6 +114,7 @@ void policy_after(uint64_t number, const uint64_t args[6], int64_t result);
 /* boot.c */
 _Noreturn void power_off(void);
 _Noreturn void boot_failed(const char *what, const char *detail, int error);
+void boot_limits(void);
 void boot_mounts(void);
 void boot_modules(void);
 bool boot_word(const char *word);
@@ -99,6 +132,17 @@ void peer_reaped(int pid);
 enum link_status resume(const struct frame *in, size_t length,
 			struct link_hello *hello, struct frame *out,
 			size_t *out_length);
+/* spawn.c */
+void spawn_on_fd(int fd);
+enum link_status spawn_program(const struct frame *in, size_t length,
+			       struct frame *out, size_t *out_length);
+void spawn_reaped(int pid, int status);
+
+/* relay.c */
+_Noreturn void relay(int port, uint64_t ticket, char *const argv[]);
+
+/* command.c */
+_Noreturn void command(const char *mark, char *const argv[]);
 
 /* shell.c */
 void shell_start(void);

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -17,6 +18,7 @@
 #define MODULE_LIST "/etc/iobmd/modules"
 /* linux/module.h: the kernel unpacks a .ko.xz or .ko.zst itself. */
 #define MODULE_INIT_COMPRESSED_FILE 4
+#define DESCRIPTORS_MAX 65536
 
 /* QEMU runs with -no-reboot: should power-off fail, a dead init panics it. */
 _Noreturn void power_off(void)
@@ -46,6 +48,18 @@ static void console_on_standard_streams(void)
 			dup2(fd, to);
 	if (fd > STDERR_FILENO)
 		close(fd);
+}
+
+/*
+ * Every buffer of a test is a descriptor of the agent, and ten thousand of them
+ * are to live at once; the kernel starts init with 1024 (INR_OPEN_CUR).  The
+ * table grows with use only.  Should it fail, the calls that need more say so.
+ */
+void boot_limits(void)
+{
+	const struct rlimit open_files = { DESCRIPTORS_MAX, DESCRIPTORS_MAX };
+
+	setrlimit(RLIMIT_NOFILE, &open_files);
 }
 
 void boot_mounts(void)

@@ -41,9 +41,14 @@ enum link_op {
 	LINK_NOISE = 4, /* -> struct link_noise */
 	/* Executed by a worker: a new peer process in place of the last one. */
 	LINK_PEER = 5, /* struct link_peer_start -> struct link_peer */
+	/* Executed by a worker: system calls one after the other. */
+	LINK_BATCH =
+		7, /* struct link_batch ... -> struct link_batch_result ... */
 	/* The agent's own again. */
 	LINK_HOLD = 6, /* struct link_hold -> empty */
 	LINK_RESUME = 9, /* struct link_resume -> struct link_resumed */
+	/* Executed by a worker: start a program, or ask after one. */
+	LINK_SPAWN = 8, /* struct link_spawn, strings -> struct link_spawned */
 };
 
 enum link_flag {
@@ -154,6 +159,66 @@ struct link_syscall_result {
 	int64_t result;
 };
 
+enum link_batch_flag {
+	/* make no more calls after one that failed */
+	LINK_BATCH_STOP = 1,
+};
+
+/**
+ * struct link_batch - execute system calls in order, by one thread
+ * @calls: how many struct link_batch_call follow this structure
+ * @relocs: how many struct link_reloc follow the calls, LINK_RELOC_ARENA only
+ * @filled: how many bytes of initial arena contents follow the relocs
+ * @arena: size of the arena, which all calls share; see struct link_syscall
+ * @out_start: first arena byte to send back
+ * @out_length: number of arena bytes to send back
+ * @flags: enum link_batch_flag bits
+ * @reserved: 0
+ *
+ * The request is malformed as a whole or sound as a whole, and refused as a
+ * whole where the host could have known: for a call with no loaded argument.
+ */
+struct link_batch {
+	uint32_t calls;
+	uint32_t relocs;
+	uint32_t filled;
+	uint32_t arena;
+	uint32_t out_start;
+	uint32_t out_length;
+	uint32_t flags;
+	uint32_t reserved;
+};
+
+/**
+ * struct link_batch_call - one of the calls
+ * @number: x86-64 system call number
+ * @args: its six arguments; for some of them an arena offset
+ * @arena_args: bit k: the address of the arena byte @args[k] is passed
+ * @load_args: bit k: the int32_t that lies at arena offset @args[k] when the
+ *	call is made is passed, sign-extended; a descriptor, for instance, that
+ *	a call before this one has put there
+ */
+struct link_batch_call {
+	uint64_t number;
+	uint64_t args[6];
+	uint32_t arena_args;
+	uint32_t load_args;
+};
+
+/**
+ * struct link_batch_result - how far it got
+ * @made: calls that were made, from the first one on
+ * @status: LINK_OK; else the enum link_status for which call number @made was
+ *	not made, and none after it
+ *
+ * Followed by an int64_t for each call of the request, the raw value, 0 for
+ * calls that were not made; then by the arena window that was asked for.
+ */
+struct link_batch_result {
+	uint32_t made;
+	uint32_t status;
+};
+
 /**
  * struct link_noise - bytes that were no frame
  * @skipped: how many were dropped before the next frame (or so far)
@@ -222,6 +287,52 @@ struct link_resumed {
 	int64_t realtime_ns;
 	int32_t error;
 	uint32_t reserved;
+};
+
+/**
+ * struct link_spawn - start a program of the guest, or ask after one
+ * @ticket: with a port random, its first byte not 0; without one 0
+ * @pid: 0 to start; otherwise a process this operation started: tell its state
+ * @argc: how many strings are its argv; the first is the program's path
+ * @envc: how many strings after those are its environment
+ * @reserved: 0
+ * @port: name of the virtio-serial port that becomes its standard input and
+ *	output, "" for none
+ * @log: file its other standard streams are appended to, "" for the console
+ *
+ * Followed by @argc + @envc strings, each with its NUL.
+ *
+ * With a port: the process started with this port before is ended first.  What
+ * the port still holds of that one's input is dropped up to and including the
+ * eight bytes of @ticket, in memory order; the same eight bytes are the first
+ * output.  In between is a relay, whose process id is the answer: the program
+ * sees a stream socket, and the relay ends with the program, as the program
+ * ends with the relay.
+ */
+struct link_spawn {
+	uint64_t ticket;
+	uint32_t pid;
+	uint32_t argc;
+	uint32_t envc;
+	uint32_t reserved;
+	char port[64];
+	char log[128];
+};
+
+/**
+ * struct link_spawned - how that process is
+ * @pid: its process id, 0 if it could not be started
+ * @error: 0, or the errno that prevented the start; ESRCH: no such process is
+ *	remembered; EBUSY: the last one on this port does not end; EAGAIN: as
+ *	many as can be remembered are running
+ * @ended: 1 when it has ended, else 0
+ * @status: its exit status, or 128 and the number of the signal that ended it
+ */
+struct link_spawned {
+	uint32_t pid;
+	int32_t error;
+	uint32_t ended;
+	uint32_t status;
 };
 
 #endif /* LINK_ABI_H */

@@ -117,12 +117,10 @@ static enum link_status forget(uint64_t start, uint64_t size)
 	return status;
 }
 
-static enum link_status promise(const uint64_t args[6])
+static enum link_status promise(void)
 {
 	enum link_status status = LINK_NO_MEMORY;
 
-	if ((args[3] & MAP_FIXED) || (args[3] & MAP_GROWSDOWN))
-		return LINK_REFUSED;
 	pthread_mutex_lock(&mappings.lock);
 	if (room_for_one()) {
 		mappings.promised++;
@@ -231,22 +229,43 @@ static bool limits_agent(uint64_t number, const uint64_t args[6])
 	return number == SYS_prlimit64 && args[1] == RLIMIT_CPU && args[2];
 }
 
-enum link_status policy_before(uint64_t number, const uint64_t args[6],
-			       int link_fd)
+static bool signals_agent(uint64_t number, const uint64_t args[6])
 {
-	if (ends_or_changes_agent(number) ||
-	    on_link(number, args, (uint32_t)link_fd) ||
-	    limits_agent(number, args))
-		return LINK_REFUSED;
 	switch (number) {
 	case SYS_kill:
 	case SYS_tkill:
 	case SYS_tgkill:
 	case SYS_rt_sigqueueinfo:
 	case SYS_rt_tgsigqueueinfo:
-		return is_agent(args[0]) ? LINK_REFUSED : LINK_OK;
+		return is_agent(args[0]);
+	default:
+		return false;
+	}
+}
+
+static bool maps_over_agent(uint64_t number, const uint64_t args[6])
+{
+	return number == SYS_mmap && args[3] & (MAP_FIXED | MAP_GROWSDOWN);
+}
+
+/* Whatever has been mapped before; changes nothing. */
+bool policy_forbids(uint64_t number, const uint64_t args[6], int link_fd)
+{
+	return ends_or_changes_agent(number) ||
+	       on_link(number, args, (uint32_t)link_fd) ||
+	       limits_agent(number, args) || signals_agent(number, args) ||
+	       maps_over_agent(number, args);
+}
+
+/* After LINK_OK the call has to be made and policy_after() to be told. */
+enum link_status policy_before(uint64_t number, const uint64_t args[6],
+			       int link_fd)
+{
+	if (policy_forbids(number, args, link_fd))
+		return LINK_REFUSED;
+	switch (number) {
 	case SYS_mmap:
-		return promise(args);
+		return promise();
 	case SYS_munmap:
 		return on_a_page(args[0]) ? forget(args[0], args[1]) : LINK_OK;
 	case SYS_mprotect:

@@ -111,6 +111,11 @@ static void run(struct worker *me, size_t length)
 
 	if (me->in->header.op == LINK_PEER)
 		status = peer_start(me->in, length, me->out, &out_length);
+	else if (me->in->header.op == LINK_BATCH)
+		status = batch_call(&me->arena, me->in, length,
+				    server.reader.fd, me->out, &out_length);
+	else if (me->in->header.op == LINK_SPAWN)
+		status = spawn_program(me->in, length, me->out, &out_length);
 	else
 		status = remote_call(&me->arena, me->in, length,
 				     server.reader.fd, me->out, &out_length);
@@ -218,7 +223,8 @@ static bool answer(struct worker *me, size_t length)
 	} else if (asked->op == LINK_RESUME) {
 		status = resume(me->in, length, &server.hello, me->out,
 				&out_length);
-	} else if (asked->op != LINK_SYSCALL && asked->op != LINK_PEER) {
+	} else if (asked->op != LINK_SYSCALL && asked->op != LINK_PEER &&
+		   asked->op != LINK_BATCH && asked->op != LINK_SPAWN) {
 		status = LINK_UNKNOWN_OP;
 	} else if (hand_over()) {
 		run(me, length);

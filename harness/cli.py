@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The console door: ``iobmd check``, ``iobmd clauses``, ``iobmd boot`` and ``iobmd doctor``.
+"""The console door: ``iobmd check``, ``iobmd clauses``, ``iobmd boot``, ``iobmd ssh`` and ``iobmd doctor``.
 
 The exit code says what kind of failure it was: 0 all well, the others are `harness.errors.FailureKind`.
 """
@@ -42,7 +42,25 @@ examples:
   iobmd check --kernel ./vmlinuz --modules ./lib/modules/6.9.0 --headers ./linux
   iobmd clauses F04                        what F04 promises, who says so, how it is decided
   iobmd boot                               look around in a guest (Ctrl-] leaves)
+  iobmd ssh dmesg                          one command in a guest, its output and exit status
   iobmd doctor                             what this host can do, what is missing
+"""
+
+
+_SSH = """\
+Boots a guest and opens a shell in it, or runs one command with its output, input and exit status, as ssh
+does.  The connection runs over a virtio-serial port: no network, no TCP port; both ends check each other's
+key.  The guest ends when the shell or the command does."""
+
+_SSH_EXAMPLES = """\
+exit codes: the command's; 255: a signal ended it; otherwise as `iobmd --help` lists them
+
+examples:
+  iobmd ssh                                      look around; exit or Ctrl-D leaves
+  iobmd ssh cat /proc/iomem                      one command
+  iobmd ssh --cpus 2 'dmesg | grep -i smp'       quotes make it the guest's pipe
+  iobmd ssh --put ./probe:/root/probe /root/probe -v
+  iobmd ssh --get /tmp/log:./log 'dmesg > /tmp/log'
 """
 
 
@@ -116,7 +134,19 @@ def _parser() -> argparse.ArgumentParser:
     boot = commands.add_parser("boot", help="a shell on the serial console of a guest")
     boot.set_defaults(run=_boot)
 
-    for command in (check, boot):
+    shell = commands.add_parser("ssh", help="a shell, or one command, in a guest, over SSH without a network",
+                                description=_SSH, epilog=_SSH_EXAMPLES,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    shell.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER,
+                       help="what to run, with its arguments; a login shell by default; "
+                       "options of iobmd come before it")  # fmt: skip
+    shell.add_argument("--put", metavar="LOCAL:REMOTE", action="append", default=[],
+                       help="copy a file into the guest first; may be repeated")  # fmt: skip
+    shell.add_argument("--get", metavar="REMOTE:LOCAL", action="append", default=[],
+                       help="copy a file out of the guest afterwards; may be repeated")  # fmt: skip
+    shell.set_defaults(run=_ssh)
+
+    for command in (check, boot, shell):
         add_options(command.add_argument)
         command.add_argument("--refresh", action="store_true",
                              help="look for a newer version of the recipe's kernel first")  # fmt: skip
@@ -189,6 +219,18 @@ def _boot(arguments: argparse.Namespace) -> int:
                 raise
             print(f"the guest has ended: {gone.observed}")
     return 0
+
+
+def _ssh(arguments: argparse.Namespace) -> int:
+    from harness.link.ssh.cli import pairs, visit  # noqa: PLC0415 - paramiko is for those who ask for it
+
+    put, get = pairs(arguments.put, "--put"), pairs(arguments.get, "--get")
+    options = from_namespace(arguments)
+    progress = RichProgress()
+    image = prepare(options, progress)
+    image.ssh_payload(progress)
+    with make_guest(options, image) as booted:
+        return visit(booted, arguments.command, put, get)
 
 
 if __name__ == "__main__":

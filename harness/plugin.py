@@ -1,20 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""The pytest door: fixtures that boot a guest, speak to it and look at it from outside.
+"""The pytest door: fixtures that start a guest, speak to it and look at it from outside.
 
-==============  ========  ===========================================================================
-fixture         scope     what it is
-==============  ========  ===========================================================================
-``guest``       session   a booted kernel whose agent answered; one per worker
-``machine``     session   the QEMU process under it
-``oracle``      session   the observer outside it
-``iobmd``       function  the factories; every descriptor left over is released when the test ends
-``guest_image`` session   what is booted: kernel, module, agent, initramfs
-==============  ========  ===========================================================================
-
+=================  ========  =================================================================
 ``--kernel`` takes one kernel, several with commas between, or ``all``: with more than one, every test that
 uses a guest runs on each, and its id carries the kernel's release.  JUnit reports name the kernel, QEMU,
-accelerator and module build of every such test, and the clause it decides where it is marked
-``@pytest.mark.clause("C08")``.
+accelerator and module build of every such test, how its guest was started, and the clause it decides where it
+is marked ``@pytest.mark.clause("C08")``.
+
+With pytest-xdist, ``-n 4`` runs four workers with guests of their own, or as many as the host has memory for.
+Tests are ordered by kernel and dealt out in that order: every worker changes to the next kernel once.
 
 A test that fails while it uses a guest leaves the guest's console, QEMU's command line and the command that
 repeats the test in the results folder (``--results``).
@@ -23,35 +17,50 @@ repeats the test in the results folder (``--results``).
 from __future__ import annotations
 
 import contextlib
-import re
-import shlex
-import shutil
 from collections.abc import Generator, Iterator
-from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import pytest
 
-from harness.errors import GuestFailure, HarnessError
-from harness.images import GuestImage, RichProgress, load_recipes, prepare_kernel, source_root
+from harness.errors import GuestFailure
+from harness.images import GuestImage
 from harness.iokit import IOKit
 from harness.link import Guest
-from harness.options import MachineOptions, add_options, from_namespace, make_guest, prepare
+from harness.options import add_options, make_guest, prepare
 from harness.oracle import Oracle
+from harness.pytest_plugin import evidence
+from harness.pytest_plugin.asked import (
+    in_its_own_words,
+    is_worker,
+    kernel_params,
+    kernels,
+    machine_options,
+    progress,
+    uncaptured,
+)
+from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, lines, seats_of, taken
+from harness.pytest_plugin.workers import capped
 from harness.vm import Machine
 
-_GUEST = pytest.StashKey[Guest]()
-_CONSOLE_START = pytest.StashKey[int]()
-_BOOTED = pytest.StashKey[list[str]]()
-_KERNELS = pytest.StashKey[list[Any]]()
-_CONSOLE_TAIL = 40
+if TYPE_CHECKING:
+    from harness.link.ssh import Ssh
+
+pytest_plugins = ("harness.pytest_plugin.workers",)
+
+_KERNEL = pytest.StashKey[str | None]()
+_ORACLES = pytest.StashKey[WeakKeyDictionary[Guest, Oracle]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the machine's options in a group of their own."""
     group = parser.getgroup("iobmd", "guests for kernel tests")
     add_options(group.addoption)
+    group.addoption(
+        "--fresh", action="store_true",
+        help="make the guest as clean as after its boot before every test that uses it",
+    )  # fmt: skip
     group.addoption(
         "--results", metavar="DIR", type=Path, default=Path("results"),
         help="where failing tests leave console, QEMU command line and how to repeat; default %(default)s",
@@ -61,44 +70,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker, and refuse a machine or a kernel that cannot be before anything is collected."""
     config.addinivalue_line("markers", "clause(id): the clause of the contract that this test decides")
-    for name in _kernels(config):
-        _options(config, name)
+    for name in kernels(config):
+        machine_options(config, name)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what uses a guest once per kernel, when several were asked for."""
-    if "guest_image" in metafunc.fixturenames and len(_kernels(metafunc.config)) > 1:
-        metafunc.parametrize("guest_image", _prepared(metafunc.config), indirect=True, scope="session")
+    if "guest_image" in metafunc.fixturenames and len(kernels(metafunc.config)) > 1:
+        metafunc.parametrize("guest_image", kernel_params(metafunc.config), indirect=True, scope="session")
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    """Say which kernel and machine tests get; the accelerator is decided when the first guest boots."""
-    options = _options(config)
-    kernels = _kernels(config)
-    return (
-        f"iobmd: kernel{'s' if len(kernels) > 1 else ''} {', '.join(kernels)}, {options.memory_mib} MiB, "
-        f"{options.cpus} vCPU, accelerator {options.accel.value}"
-    )
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say which kernel and machine tests get; the accelerator is decided when the first guest starts."""
+    options = machine_options(config)
+    names = kernels(config)
+    ways = [name for name in ("--fresh", "--no-snapshot") if config.getoption(name)]
+    head = [
+        f"kernel{'s' if len(names) > 1 else ''} {', '.join(names)}", f"{options.memory_mib} MiB",
+        f"{options.cpus} vCPU", f"accelerator {options.accel.value}", *ways,
+    ]  # fmt: skip
+    return [f"iobmd: {', '.join(head)}", *(f"iobmd: {line}" for line in (capped(config),) if line)]
 
 
 @pytest.fixture(scope="session")
 def guest_image(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> GuestImage:
     """What the session boots; fetched and built on the first use, with progress on the terminal."""
-    options = _options(pytestconfig, getattr(request, "param", None))
-    with _uncaptured(pytestconfig), _in_its_own_words():
-        return prepare(options, RichProgress())
+    pytestconfig.stash[_KERNEL] = kernel = getattr(request, "param", None)
+    options = machine_options(pytestconfig, kernel)
+    with uncaptured(pytestconfig), in_its_own_words():
+        return prepare(options, progress(pytestconfig))
 
 
 @pytest.fixture(scope="session")
 def guest(pytestconfig: pytest.Config, guest_image: GuestImage) -> Iterator[Guest]:
-    """A booted guest whose agent answered; shared by the whole session."""
-    with contextlib.ExitStack() as stack:
-        with _in_its_own_words():
-            booted = stack.enter_context(make_guest(_options(pytestconfig), guest_image))
-        pytestconfig.stash[_GUEST] = booted
-        pytestconfig.stash.setdefault(_BOOTED, []).append(_summary(booted))
-        yield booted
-    del pytestconfig.stash[_GUEST]
+    """A running guest whose agent answered; shared by the whole session."""
+    with _seated(pytestconfig, guest_image, Role.SESSION) as seat:
+        yield seat.guest
 
 
 @pytest.fixture(scope="session")
@@ -108,19 +115,56 @@ def machine(guest: Guest) -> Machine:
 
 
 @pytest.fixture(scope="session")
-def oracle(machine: Machine) -> Oracle:
-    """The observer outside the guest: page tables, PAT, MTRRs, memory."""
-    return Oracle(machine)
+def iobmd_fresh_seat(pytestconfig: pytest.Config, guest_image: GuestImage) -> Iterator[Seat]:
+    """Where `fresh_guest` sits between the tests that ask for it; not for tests."""
+    with _seated(pytestconfig, guest_image, Role.FRESH) as seat:
+        yield seat
 
 
 @pytest.fixture
-def iobmd(guest: Guest) -> Iterator[IOKit]:
+def fresh_guest(request: pytest.FixtureRequest, iobmd_fresh_seat: Seat) -> Guest:
+    """A guest for this test alone, as clean as after its boot; ``iobmd``, ``oracle`` and ``ssh`` mean it."""
+    _make_ready(request.session, iobmd_fresh_seat, request.node.nodeid, clean=True)
+    return iobmd_fresh_seat.guest
+
+
+@pytest.fixture
+def fresh_machine(fresh_guest: Guest) -> Machine:
+    """The QEMU process of `fresh_guest`."""
+    return fresh_guest.machine
+
+
+@pytest.fixture
+def iobmd_subject(request: pytest.FixtureRequest, guest_image: GuestImage) -> Guest:  # noqa: ARG001
+    """The guest a test is about: the fresh one where the test names it, else the session's."""
+    # guest_image is named for pytest: a test is run once per kernel if its fixtures need one.
+    wanted = "fresh_guest" if "fresh_guest" in request.fixturenames else "guest"
+    found: Guest = request.getfixturevalue(wanted)
+    return found
+
+
+@pytest.fixture
+def oracle(pytestconfig: pytest.Config, iobmd_subject: Guest) -> Oracle:
+    """The observer outside the guest: page tables, PAT, MTRRs, memory; the same one all along a guest."""
+    known = pytestconfig.stash.setdefault(_ORACLES, WeakKeyDictionary())
+    if iobmd_subject not in known:
+        known[iobmd_subject] = Oracle(iobmd_subject.machine)
+    return known[iobmd_subject]
+
+
+@pytest.fixture
+def ssh(pytestconfig: pytest.Config, iobmd_subject: Guest) -> Ssh:
+    """A shell in the guest; its server is brought there when the first command runs."""
+    with uncaptured(pytestconfig), in_its_own_words():
+        iobmd_subject.image.ssh_payload(progress(pytestconfig))  # downloaded once
+    return iobmd_subject.ssh
+
+
+@pytest.fixture
+def iobmd(iobmd_subject: Guest) -> Iterator[IOKit]:
     """The factories of IOBufferMemoryDescriptor; what a test leaves over is released for it."""
-    try:
-        guest.machine.check()
-    except GuestFailure as gone:
-        pytest.fail(f"the guest has died before this test: {gone.summary}", pytrace=False)
-    session = IOKit(guest)
+    with in_its_own_words():
+        session = IOKit(iobmd_subject)
     try:
         yield session
     finally:
@@ -130,10 +174,15 @@ def iobmd(guest: Guest) -> Iterator[IOKit]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
-    """Remember where this test's part of the console starts."""
-    booted = item.config.stash.get(_GUEST, None)
-    item.stash[_CONSOLE_START] = len(booted.machine.console.text()) if booted else 0
-    return (yield)
+    """Give a test a guest that is alive, and with ``--fresh`` one without traces of the tests before."""
+    for seat in seats_of(item):
+        if seat.role is Role.SESSION:  # the fresh one is restored by its fixture
+            _make_ready(item.session, seat, item.nodeid, clean=item.config.getoption("--fresh"))
+    try:
+        return (yield)
+    finally:
+        for seat in seats_of(item):  # one that was started just now is used as well
+            seat.used_by = item.nodeid
 
 
 @pytest.hookimpl(wrapper=True)
@@ -142,133 +191,41 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keep the evidence of a failure while the guest is still there."""
     report = yield
-    booted = item.config.stash.get(_GUEST, None)
+    seats = seats_of(item)
     if call.when == "setup":
-        item.user_properties += _properties(item, booted)
-    if report.failed and booted is not None and "guest" in getattr(item, "fixturenames", ()):
-        try:
-            kept = f"kept in {_keep_evidence(item, booted, call)}"
-        except OSError as error:  # a full disk must not take the report of the failure with it
-            kept = f"not kept: {error}"
-        report.sections.append(("iobmd: console of this test", "\n".join(_console_of(item, booted))))
-        report.sections.append(("iobmd: evidence", f"{kept}\nrepeat with: {_repeat_command(item)}"))
+        item.user_properties += evidence.properties(item, seats)
+    if report.failed and seats:
+        evidence.attach(item, call, report, seats)
     return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Close with what the tests ran on and why."""
-    for line in config.stash.get(_BOOTED, []):
-        terminalreporter.write_line(line)
-
-
-def _summary(booted: Guest) -> str:
-    verdict = booted.machine.accelerator
-    return (
-        f"iobmd: {booted.hello.release} ({booted.image.kernel.label}), "
-        f"QEMU {booted.machine.qemu_version}, {verdict.name}: {verdict.reason}; "
-        f"booted in {booted.boot_seconds:.2f} s"
-    )
-
-
-def _options(config: pytest.Config, kernel: str | None = None) -> MachineOptions:
-    chosen = copy(config.option)
-    chosen.kernel = kernel or _kernels(config)[0]
-    try:
-        return from_namespace(chosen)
-    except HarnessError as error:
-        raise pytest.UsageError(str(error)) from error
-
-
-def _kernels(config: pytest.Config) -> list[str]:
-    asked: str = config.getoption("--kernel")
-    if asked == "all":
-        return list(load_recipes())
-    return [name.strip() for name in asked.split(",") if name.strip()] or [asked]
-
-
-def _prepared(config: pytest.Config) -> list[Any]:
-    """Fetch every kernel now: their releases are the ids of the tests."""
-    if _KERNELS not in config.stash:
-        progress = RichProgress()
-        try:
-            with _uncaptured(config):
-                releases = {
-                    name: prepare_kernel(_options(config, name).selector, progress).release
-                    for name in _kernels(config)
-                }
-        except HarnessError as error:
-            raise pytest.UsageError(str(error)) from error
-        config.stash[_KERNELS] = [pytest.param(name, id=release) for name, release in releases.items()]
-    return config.stash[_KERNELS]
-
-
-def _properties(item: pytest.Item, booted: Guest | None) -> list[tuple[str, object]]:
-    """Say for JUnit what a test ran on and what it decides."""
-    found: list[tuple[str, object]] = [("clause", mark.args[0]) for mark in item.iter_markers("clause")]
-    if booted is not None and "guest" in getattr(item, "fixturenames", ()):
-        machine = booted.machine
-        found += [
-            ("kernel", booted.hello.release),
-            ("recipe", booted.image.kernel.label),
-            ("qemu", machine.qemu_version),
-            ("accelerator", machine.accelerator.name),
-            ("accelerator-reason", machine.accelerator.reason),
-            ("module", booted.image.module.build_id),
-        ]
-    return found
+    """Close with what the tests ran on, how it was started and why, and what became of it."""
+    if capped(config) and config.get_verbosity() < 0:  # there was no header to say it in
+        terminalreporter.write_line(f"iobmd: {capped(config)}")
+    for line in lines(config):
+        terminalreporter.write_line(f"iobmd: {line}")
 
 
 @contextlib.contextmanager
-def _in_its_own_words() -> Iterator[None]:
-    """Fail with what the error says: the harness's own frames would only bury it."""
+def _seated(config: pytest.Config, image: GuestImage, role: Role) -> Iterator[Seat]:
+    """Start a guest, keep it in its seat, end it."""
+    options = machine_options(config)
+    with contextlib.ExitStack() as stack:
+        with in_its_own_words():
+            started = stack.enter_context(make_guest(options, image, progress(config)))
+        seat = Seat(role, started, config.stash[_KERNEL], snapshots=options.snapshot)
+        yield stack.enter_context(taken(config, seat))
+
+
+def _make_ready(session: pytest.Session, seat: Seat, test: str, *, clean: bool) -> None:
+    """Hand a guest to a test, or end the session: without one no test after this can be believed."""
     try:
-        yield
-    except HarnessError as error:
-        pytest.fail(str(error), pytrace=False)
-
-
-@contextlib.contextmanager
-def _uncaptured(config: pytest.Config) -> Iterator[None]:
-    """Let progress through to the terminal: the first download takes longer than anybody likes to stare."""
-    manager = config.pluginmanager.getplugin("capturemanager")
-    if manager is None:
-        yield
+        seat.ready(test, clean=clean)
         return
-    with manager.global_and_fixture_disabled():
-        yield
-
-
-def _console_of(item: pytest.Item, booted: Guest) -> list[str]:
-    text = booted.machine.console.text()[item.stash.get(_CONSOLE_START, 0) :]
-    lines = text.splitlines()[-_CONSOLE_TAIL:]
-    return lines or ["(the kernel said nothing during this test)"]
-
-
-def _repeat_command(item: pytest.Item) -> str:
-    options = _options(item.config)
-    # Elsewhere than in this project the plugin runs in the caller's own environment.
-    door = ["images/bootstrap"] if item.config.rootpath == source_root() else []
-    words = [*door, "pytest", item.nodeid, "--kernel", item.config.getoption("--kernel")]
-    words += ["--memory", str(options.memory_mib), "--cpus", str(options.cpus)]
-    words += ["--accel", options.accel.value]
-    for name in ("modules", "headers"):
-        folder = getattr(options, name)
-        words += [f"--{name}", str(folder)] if folder else []
-    return shlex.join(words)
-
-
-def _keep_evidence(item: pytest.Item, booted: Guest, call: pytest.CallInfo[None]) -> Path:
-    name = re.sub(r"[^\w.\[\]=-]+", "_", item.nodeid)[:150]
-    results: Path = item.config.getoption("--results")
-    folder = item.config.rootpath / results / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / "console.log").write_text(booted.machine.console.text(), errors="replace")
-    (folder / "qemu.sh").write_text(
-        f"# as it was run: {booted.machine.command()}\n{booted.machine.repro_command()}\n"
-    )
-    there = shlex.quote(str(item.config.rootpath))
-    (folder / "repeat.sh").write_text(f"cd {there}\n{_repeat_command(item)}\n")
-    if call.excinfo is not None:
-        (folder / "error.txt").write_text(str(call.excinfo.value) + "\n")
-    return folder
+    except NoCleanGuest as error:
+        hopeless = error
+    if is_worker(session.config):  # only a reason to stop reaches the process with the terminal
+        session.shouldstop = hopeless.summary
+        pytest.fail(str(hopeless), pytrace=False)
+    pytest.exit(str(hopeless), returncode=hopeless.exit_code)

@@ -123,8 +123,9 @@ static int make_write_back(struct iobmd_chunk *chunk)
 {
 	unsigned long address = (unsigned long)chunk->address;
 
-	if (iobmd_memtype_of(chunk->address, chunk->bytes) != IOBMD_TYPE_WB)
-		set_memory_wb(address, chunk_pages(chunk));
+	if (iobmd_memtype_of(chunk->address, chunk->bytes) == IOBMD_TYPE_WB)
+		return 0;
+	set_memory_wb(address, chunk_pages(chunk));
 	if (iobmd_memtype_of(chunk->address, chunk->bytes) != IOBMD_TYPE_WB)
 		return -EIO;
 	return 0;
@@ -166,7 +167,7 @@ int iobmd_chunk_set_type(struct iobmd_chunk *chunk, enum iobmd_memory_type type)
 		return error;
 	switch (type) {
 	case IOBMD_TYPE_WB:
-		break;
+		return 0; /* drop_type() has looked */
 	case IOBMD_TYPE_WC:
 		error = set_memory_wc(address, chunk_pages(chunk));
 		break;

@@ -88,6 +88,33 @@ pgprot_t iobmd_memtype_pgprot(enum iobmd_memory_type type)
 			cache_bits(type));
 }
 
+/*
+ * The type of the leaf entries from @leaf on, which map [@at, @end): one entry,
+ * or those up to the end of its page table, where they lie side by side.
+ */
+static enum iobmd_memory_type type_of_table(const pte_t *leaf,
+					    unsigned int level,
+					    unsigned long at, unsigned long end)
+{
+	pteval_t pat_bit = level == PG_LEVEL_4K ? _PAGE_PAT : _PAGE_PAT_LARGE;
+	enum iobmd_memory_type first = IOBMD_TYPE_OTHER;
+
+	at &= page_level_mask(level);
+	for (; at < end; at += page_level_size(level), leaf++) {
+		pteval_t entry = pte_val(READ_ONCE(*leaf));
+		enum iobmd_memory_type type;
+
+		if (!(entry & _PAGE_PRESENT))
+			return IOBMD_TYPE_OTHER;
+		type = type_selected(entry, pat_bit);
+		if (first == IOBMD_TYPE_OTHER)
+			first = type;
+		if (type != first || type == IOBMD_TYPE_OTHER)
+			return IOBMD_TYPE_OTHER;
+	}
+	return first;
+}
+
 /**
  * iobmd_memtype_of - the memory type of a kernel address range
  * @address: first byte
@@ -106,24 +133,24 @@ enum iobmd_memory_type iobmd_memtype_of(const void *address, u64 length)
 
 	while (at < end) {
 		enum iobmd_memory_type type;
+		unsigned long next;
 		unsigned int level;
-		pteval_t entry;
 		pte_t *leaf;
 
 		leaf = lookup_address(at, &level);
 		if (!leaf)
 			return IOBMD_TYPE_OTHER;
-		entry = pte_val(READ_ONCE(*leaf));
-		if (!(entry & _PAGE_PRESENT))
-			return IOBMD_TYPE_OTHER;
-		type = type_selected(entry, level == PG_LEVEL_4K ?
-						    _PAGE_PAT :
-						    _PAGE_PAT_LARGE);
+		/* Small pages: all that the table maps, found by one walk. */
+		next = level == PG_LEVEL_4K ?
+			       min(end, (at & PMD_MASK) + PMD_SIZE) :
+			       (at & page_level_mask(level)) +
+				       page_level_size(level);
+		type = type_of_table(leaf, level, at, min(end, next));
 		if (first == IOBMD_TYPE_OTHER)
 			first = type;
 		if (type != first || type == IOBMD_TYPE_OTHER)
 			return IOBMD_TYPE_OTHER;
-		at = (at & page_level_mask(level)) + page_level_size(level);
+		at = next;
 		cond_resched();
 	}
 	return first;

@@ -2,26 +2,23 @@
 """The initial RAM disk: agent, modules in load order, and on request a shell."""
 
 import hashlib
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.images import cpio
-from harness.images.apt import Apt, PackageRecord, records_from_json, unpack
 from harness.images.build import AgentBuild, ModuleBuild, build_agent, build_module
 from harness.images.kernel import Kernel
 from harness.images.layouts import Layouts
 from harness.images.modcheck import check_module
 from harness.images.modules import ModuleTree, canonical, module_bytes
+from harness.images.packages import applets, busybox, busybox_binary
 from harness.images.paths import source_root
 from harness.images.progress import Progress
-from harness.images.run import run
-from harness.images.store import Store, read_json, write_json
+from harness.images.ssh import SshPayload, ssh_payload
+from harness.images.store import Store
 
 CHANNEL = ("virtio_pci", "virtio_console")
 """What the agent needs to be reached; the modules these need come with them."""
-
-BUSYBOX = "busybox-static"
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,10 @@ class GuestImage:
     initramfs: Path
     layouts: Layouts
     link_layouts: Layouts
+
+    def ssh_payload(self, progress: Progress) -> SshPayload:
+        """What an SSH server in this guest is made of; see `harness.images.ssh.ssh_payload`."""
+        return ssh_payload(progress)
 
 
 def prepare_guest(
@@ -109,55 +110,7 @@ def guest_nodes(kernel: Kernel, ko: bytes, agent: bytes) -> list[cpio.Node]:
     return nodes
 
 
-def busybox(progress: Progress) -> tuple[Path, PackageRecord]:
-    """Return Debian's static busybox out of the cache, fetching it the first time.
-
-    Raises:
-        HostLacks: no network the first time, no apt, or no space.
-        BadInput: the host's sources have no such package.
-    """
-    store = Store.default()
-    if (known := _cached_busybox(store)) is not None:
-        return known
-    with store.lock(f"recipe.{BUSYBOX}", progress):
-        if (known := _cached_busybox(store)) is not None:
-            return known
-        apt = Apt(store, progress)
-        apt.update()
-        (entry,) = apt.closure([BUSYBOX], "$^")
-
-        def build(folder: Path) -> None:
-            deb = apt.download([entry], folder)[BUSYBOX]
-            unpack(deb, folder)
-            deb.unlink()
-            applets = run([str(_binary(folder)), "--list"], doing="listing busybox's applets", timeout=30)
-            write_json(
-                folder / "manifest.json",
-                {"packages": [entry.record.as_json()], "applets": sorted(applets.stdout.split())},
-            )
-
-        key = f"{BUSYBOX}-{entry.record.sha256[:12]}"
-        folder = store.entry("packages", key, progress, build)
-        store.set_pointer(f"package-{BUSYBOX}", {"key": key, "resolved": time.time()})
-        return folder, entry.record
-
-
-def _cached_busybox(store: Store) -> tuple[Path, PackageRecord] | None:
-    pointer = store.pointer(f"package-{BUSYBOX}")
-    folder = store.path("packages", str(pointer["key"])) if pointer else None
-    manifest = read_json(folder / "manifest.json") if folder is not None else None
-    if folder is None or manifest is None:
-        return None
-    return folder, records_from_json(manifest["packages"])[0]
-
-
-def _binary(folder: Path) -> Path:
-    merged = folder / "usr/bin/busybox"
-    return merged if merged.is_file() else folder / "bin/busybox"
-
-
 def _shell_nodes(progress: Progress) -> list[cpio.Node]:
     folder, _ = busybox(progress)
-    applets = (read_json(folder / "manifest.json") or {}).get("applets", [])
-    links = [cpio.symlink(f"bin/{name}", "/bin/busybox") for name in applets if name != "busybox"]
-    return [cpio.regular("bin/busybox", _binary(folder).read_bytes(), 0o755), *links]
+    links = [cpio.symlink(f"bin/{name}", "/bin/busybox") for name in applets(folder)]
+    return [cpio.regular("bin/busybox", busybox_binary(folder).read_bytes(), 0o755), *links]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """IOBufferMemoryDescriptor as a Python class, under Apple's names: the guest's claims."""
 
+from harness.iokit.batch import Batch
+from harness.iokit.buffers import PAGE_COUNTS, PURGED, SEGMENTS, Buffers
 from harness.iokit.constants import *  # noqa: F403 - every kIO name, as a C++ header would give them
 from harness.iokit.constants import verify_against
 from harness.iokit.description import Description
@@ -15,6 +17,11 @@ from harness.iokit.session import IOKit, ModuleInfo
 from harness.iokit.task import Context, Task, TaskLike, kernel_task
 
 __all__ = [
+    "PAGE_COUNTS",
+    "PURGED",
+    "SEGMENTS",
+    "Batch",
+    "Buffers",
     "Context",
     "Created",
     "Description",

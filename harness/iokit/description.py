@@ -3,8 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.images import Layouts
 from harness.iokit.handle import Handle
 
 
@@ -48,6 +54,41 @@ class Description:
     mappings: int
     areas: int
     guard: int
+
+    @classmethod
+    def of(cls, row: np.void) -> Description:
+        """The account in one row of `descriptions`."""
+        return cls(**{name: row[name].item() for name in cls.__dataclass_fields__})
+
+
+def descriptions(layouts: Layouts, records: NDArray[Any], made: NDArray[np.bool_]) -> NDArray[Any]:
+    """Accounts of many descriptors, as a structured array with the fields of `Description`.
+
+    Args:
+        layouts: of the module.
+        records: its ``iobmd_description`` structures.
+        made: which of them mean anything; the others have empty names.
+    """
+    names = {
+        "memory_type": _names(layouts.enum("iobmd_memory_type"), "IOBMD_TYPE_"),
+        "storage_kind": _names(layouts.enum("iobmd_storage"), "IOBMD_STORAGE_"),
+    }
+    fields = [
+        (name, names[name].dtype if name in names else records.dtype[name])
+        for name in Description.__dataclass_fields__
+    ]
+    rows = np.zeros(len(records), fields)
+    for name in Description.__dataclass_fields__:
+        rows[name] = np.where(made, names[name][records[name]], "") if name in names else records[name]
+    return rows
+
+
+def _names(enum: Mapping[str, int], prefix: str) -> NDArray[np.str_]:
+    """An enumeration's names without their prefix, by value."""
+    names = [""] * (max(enum.values()) + 1)
+    for name, value in enum.items():
+        names[value] = name.removeprefix(prefix)
+    return np.array(names)
 
 
 def read_description(handle: Handle) -> Description:

@@ -55,21 +55,27 @@ class Handle:
         """
         if self._fd is None:
             raise BadInput(f"{self.label} was released", hint="keep the object alive while it is used")
-        if self._gone:
+        if self.stale:
             raise BadInput(
                 f"{self.label} is gone: its guest was restored since", hint="make a new one after a restore"
             )
         return self._fd
 
+    def detach(self) -> int | None:
+        """Its descriptor, which is the caller's to close now; None if it was closed."""
+        fd, self._fd = self._fd, None
+        return fd
+
     def close(self) -> None:
         """Close it; nothing happens the second time, or when the process is gone and its files with it."""
-        fd, self._fd = self._fd, None
-        if fd is not None and not self._gone:
+        fd = self.detach()
+        if fd is not None and not self.stale:
             with contextlib.suppress(PeerDied):
                 self.process.close(fd)
 
     @property
-    def _gone(self) -> bool:
+    def stale(self) -> bool:
+        """Whether its guest was restored since: it is gone, and nothing is to be closed."""
         return self.process.generation != self._generation
 
     def command(self, name: str) -> int:

@@ -110,6 +110,11 @@ class IOMemoryMap:
         """Undo the mapping; Apple's name for what `release` of the last reference does."""
         self.release()
 
+    @property
+    def handle(self) -> Handle:
+        """Its file in `process`; for the session that owns it."""
+        return self._handle
+
     def release(self) -> None:
         """Give the mapping back (clause J10); a second call does nothing."""
         self._session.forget(self)

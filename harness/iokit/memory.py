@@ -70,11 +70,11 @@ class IOGeneralMemoryDescriptor:
     `release`.
     """
 
-    def __init__(self, session: IOKit, handle: Handle) -> None:
+    def __init__(self, session: IOKit, handle: Handle, first: Description | None = None) -> None:
         self._session = session
         self._handle = handle
         # Where to look; constant for the life of a wired buffer (clause I09), so asked for once.
-        self._first = self.describe()
+        self._first = first or self.describe()
 
     def __repr__(self) -> str:
         state = f"fd {self._handle.fd}" if self._handle.open else "released"
@@ -234,6 +234,11 @@ class IOGeneralMemoryDescriptor:
     def fd(self) -> int:
         """Its descriptor in `process`; another process may take it (`harness.link.Process.take`)."""
         return self._handle.fd
+
+    @property
+    def handle(self) -> Handle:
+        """Its file in `process`; for the session that owns it."""
+        return self._handle
 
     @property
     def process(self) -> Process:

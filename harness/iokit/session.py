@@ -5,14 +5,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from harness.errors import BadInput, GuestFailure
 from harness.images import Layouts
 from harness.iokit import constants
+from harness.iokit.batch import Batch
+from harness.iokit.buffers import Buffers
+from harness.iokit.custody import Custody
 from harness.iokit.descriptor import IOBufferMemoryDescriptor
 from harness.iokit.factories import Factories, Request
 from harness.iokit.handle import TRANSFER_MAX, Handle, null_from
@@ -20,6 +26,7 @@ from harness.iokit.mapping import IOMemoryMap
 from harness.iokit.memory import IOGeneralMemoryDescriptor
 from harness.iokit.null import Null
 from harness.iokit.task import Context, Task, TaskLike, task_name
+from harness.link import Batch as Calls
 from harness.link import IoctlResult, Process
 
 _DEVICE = "/dev/iobmd"
@@ -65,9 +72,10 @@ class IOKit(Factories):
         constants.verify_against(*(self.layouts.enum(name) for name in _ENUMS))
         self._context = Context.PROCESS
         # In the order they were made.  Mappings are released first: the last reference may be theirs.
-        self._alive: dict[int, IOBufferMemoryDescriptor] = {}
+        self._alive: dict[int, IOBufferMemoryDescriptor | Buffers] = {}
         self._maps: dict[int, IOMemoryMap] = {}
         self._companions: dict[int, IOKit] = {}
+        self._custody = Custody()
         self._device: Handle | None = self._open()
 
     def __enter__(self) -> Self:
@@ -97,6 +105,16 @@ class IOKit(Factories):
         finally:
             self._context = before
 
+    def batch(self, count: int) -> Batch:
+        """The factories for *count* buffers at a time, in a few requests to the guest.
+
+        For example ``iobmd.batch(1000).withOptions(kIODirectionInOut, 65536).getPhysicalSegment(0)``.
+
+        Raises:
+            BadInput: fewer than one.
+        """
+        return Batch(self, count)
+
     def info(self) -> ModuleInfo:
         """Return what the module says about itself."""
         reply = self._open_device().call("INFO", "iobmd_info")
@@ -117,7 +135,11 @@ class IOKit(Factories):
     @property
     def alive(self) -> tuple[IOBufferMemoryDescriptor, ...]:
         """The descriptors made here and not released yet, oldest first."""
-        return tuple(self._alive.values())
+        flat: list[IOBufferMemoryDescriptor] = []
+        for made in self._alive.values():
+            each = made if isinstance(made, Buffers) else (made,)
+            flat += (one for one in each if isinstance(one, IOBufferMemoryDescriptor) and one.handle.open)
+        return tuple(flat)
 
     @property
     def maps(self) -> tuple[IOMemoryMap, ...]:
@@ -125,13 +147,22 @@ class IOKit(Factories):
         return tuple(self._maps.values())
 
     def release_all(self) -> int:
-        """Release every mapping and descriptor made here; return how many descriptors there were."""
-        for mapping in self.maps:
-            mapping.release()
-        left = self.alive
-        for descriptor in left:
-            descriptor.release()
-        return len(left)
+        """Release every mapping and descriptor made here; return how many descriptors there were.
+
+        They are closed together, in a few requests to the guest.
+        """
+        self._custody.settle()
+        self._custody.close_handles([mapping.handle for mapping in self._maps.values()])
+        self._maps.clear()
+        count = 0
+        singles = [made for made in self._alive.values() if not isinstance(made, Buffers)]
+        for made in list(self._alive.values()):
+            if isinstance(made, Buffers):
+                count += made.living.size
+                made.release()
+        self._custody.close_handles([made.handle for made in singles])
+        self._alive.clear()
+        return count + len(singles)
 
     def close(self) -> None:
         """Release everything and close the device; a second call does nothing."""
@@ -153,10 +184,28 @@ class IOKit(Factories):
 
     # -- for the objects made here --------------------------------------------------------------------------
 
-    def forget(self, made: IOGeneralMemoryDescriptor | IOMemoryMap) -> None:
+    def forget(self, made: IOGeneralMemoryDescriptor | IOMemoryMap | Buffers) -> None:
         """Stop owning what releases itself."""
         self._alive.pop(id(made), None)
         self._maps.pop(id(made), None)
+
+    def adopt_all(self, buffers: Buffers) -> Buffers:
+        """Own buffers that were just made."""
+        self._alive[id(buffers)] = buffers
+        return buffers
+
+    def making(self, batch: Calls, fds: NDArray[np.int32]) -> AbstractContextManager[None]:
+        """Own what a batch of factory calls makes until somebody adopts it; see `Custody.making`."""
+        return self._custody.making(self.process, batch, fds)
+
+    def close_rows(self, fds: NDArray[np.int32], rows: NDArray[np.intp]) -> None:
+        """Close many descriptors of the process; see `Custody.close_rows`."""
+        self._custody.close_rows(self.process, fds, rows)
+
+    @property
+    def context_number(self) -> int:
+        """Where the factories are called from now, as the ABI's number; see `calledFrom`."""
+        return self.layouts.enum("iobmd_context")[self._context.value]
 
     def adopt_mapping(self, memory: IOGeneralMemoryDescriptor, handle: Handle, task: TaskLike) -> IOMemoryMap:
         """Own a mapping that was just made."""
@@ -228,7 +277,7 @@ class IOKit(Factories):
         arguments: dict[str, Any] = {
             "factory": self.layouts.enum("iobmd_factory")[request.factory],
             "task": self._task_number(role),
-            "context": self.layouts.enum("iobmd_context")[self._context.value],
+            "context": self.context_number,
             **request.fields,
         }
         data = request.data

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Talking to the guest: framed requests over a virtio-serial port, and the guest they boot."""
 
+from harness.link.batch import Batch
+from harness.link.columns import Column, Loaded
 from harness.link.errors import (
     AgentDead,
     ChannelBroken,
@@ -21,6 +23,7 @@ from harness.link.link import Hello, Link, Pending, PendingCall, Reply
 from harness.link.memory import PROT_NONE, PROT_READ, PROT_WRITE, UserMemory
 from harness.link.peer import Peer, PeerDied, PeerNotStarted
 from harness.link.process import IoctlResult, PendingIoctl, Process
+from harness.link.program import Program, ProgramNotStarted
 from harness.link.start import Start, StartKind
 from harness.link.syscalls import In, InOut, Nr, Out, SyscallResult, cstring
 
@@ -29,7 +32,9 @@ __all__ = [
     "PROT_READ",
     "PROT_WRITE",
     "AgentDead",
+    "Batch",
     "ChannelBroken",
+    "Column",
     "Guest",
     "GuestBusy",
     "GuestOSError",
@@ -40,6 +45,7 @@ __all__ = [
     "IoctlResult",
     "KernelHung",
     "Link",
+    "Loaded",
     "NotRestored",
     "Nr",
     "OperationTimedOut",
@@ -51,6 +57,8 @@ __all__ = [
     "PendingCall",
     "PendingIoctl",
     "Process",
+    "Program",
+    "ProgramNotStarted",
     "Reply",
     "RequestMalformed",
     "RequestRefused",

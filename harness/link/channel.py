@@ -104,15 +104,27 @@ class Channel:
         """Requests that were given up and whose replies have not come."""
         return len(self._abandoned)
 
-    def start(self, op: int, payload: bytes, what: str) -> Flight:
-        """Queue a request and write what the socket takes at once; never blocks."""
+    def prepare(self, op: int, payload: bytes, what: str) -> Flight:
+        """Make a request that is not sent yet."""
+        ident = next(self._ids)
+        return Flight(ident, what, self._protocol.encode(op, ident, payload))
+
+    def launch(self, flight: Flight) -> None:
+        """Queue a request and write what the socket takes at once; never blocks.
+
+        Once more after an interruption it goes on where it was: no request is sent twice.
+        """
         with self._lock:
-            ident = next(self._ids)
-            flight = Flight(ident, what, self._protocol.encode(op, ident, payload))
-            self._flights[ident] = flight
-            self._out.append(flight)
+            if flight.settled:
+                return
+            self._flights[flight.id] = flight
+            if len(flight.unsent) == flight.size and flight not in self._out:
+                self._out.append(flight)
             self._flush()
-        return flight
+
+    def under_way(self, flight: Flight) -> bool:
+        """Whether it was launched and nobody has given it up; its outcome may be known."""
+        return flight.settled or flight.id in self._flights
 
     def retire(self, why: str) -> None:
         """End this use of the stream, which stays open: when this returns, nobody reads or writes here."""
@@ -127,8 +139,14 @@ class Channel:
             finally:
                 self._sleeping -= 1
 
-    def wait(self, flight: Flight, timeout: float) -> None:
+    def wait(self, flight: Flight, timeout: float, pause: Callable[[], None] | None = None) -> None:
         """Move bytes until the flight is settled, the stream has ended or ``timeout`` seconds are over.
+
+        Args:
+            flight: a launched request.
+            timeout: seconds.
+            pause: called now and then, where it may raise.  With it the request is not given up when it has
+                no reply by then: it will be waited for again.
 
         Raises:
             GuestFailure: whatever ``check`` raises; the request is given up.
@@ -141,20 +159,22 @@ class Channel:
                     if left <= 0:
                         return
                     if not self._pumping:
-                        self._pump(flight, deadline)
+                        self._pump(flight, deadline, pause)
                     elif flight.unsent:
                         self._help_writing(left)
                     else:
                         self._sleeping += 1
                         try:
-                            self._turn.wait(left)
+                            self._turn.wait(min(left, _CHECK_SECONDS) if pause else left)
                         finally:
                             self._sleeping -= 1
+                        if pause:
+                            pause()
             finally:
-                if not flight.settled:
+                if not flight.settled and pause is None:
                     self._forget(flight)
 
-    def _pump(self, flight: Flight, deadline: float) -> None:
+    def _pump(self, flight: Flight, deadline: float, pause: Callable[[], None] | None) -> None:
         """Move bytes for everybody until ``flight`` is settled.  Lock held, but not while waiting."""
         self._pumping = True
         try:
@@ -164,6 +184,8 @@ class Channel:
                     return
                 self._lock.release()
                 try:
+                    if pause:
+                        pause()
                     if now - self._checked >= _CHECK_SECONDS:
                         self._check()
                         self._checked = now

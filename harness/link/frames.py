@@ -139,13 +139,16 @@ class Protocol:
         self.syscall = ops["LINK_SYSCALL"]
         self.noise = ops["LINK_NOISE"]
         self.peer = ops["LINK_PEER"]
+        self.batch = ops["LINK_BATCH"]
         self.hold = ops["LINK_HOLD"]
         self.resume = ops["LINK_RESUME"]
+        self.spawn = ops["LINK_SPAWN"]
         self.reply = layouts.enum("link_flag")["LINK_REPLY"]
         self.ops: Mapping[int, str] = {number: name for name, number in ops.items()}
         self.statuses: Mapping[int, str] = {
             number: name for name, number in layouts.enum("link_status").items()
         }
+        self.ok = layouts.enum("link_status")["LINK_OK"]
         kinds = layouts.enum("link_reloc_kind")
         self.reloc_arg = kinds["LINK_RELOC_ARG"]
         self.reloc_arena = kinds["LINK_RELOC_ARENA"]
@@ -154,12 +157,17 @@ class Protocol:
         self.call_record = Record(layouts.struct("link_syscall"))
         self.reloc_record = Record(layouts.struct("link_reloc"))
         self.result_record = Record(layouts.struct("link_syscall_result"))
+        self.batch_record = Record(layouts.struct("link_batch"))
+        self.batch_result_record = Record(layouts.struct("link_batch_result"))
+        self.batch_stop = layouts.enum("link_batch_flag")["LINK_BATCH_STOP"]
         self.noise_record = Record(layouts.struct("link_noise"))
         self.peer_start_record = Record(layouts.struct("link_peer_start"))
         self.peer_record = Record(layouts.struct("link_peer"))
         self.hold_record = Record(layouts.struct("link_hold"))
         self.resume_record = Record(layouts.struct("link_resume"))
         self.resumed_record = Record(layouts.struct("link_resumed"))
+        self.spawn_record = Record(layouts.struct("link_spawn"))
+        self.spawned_record = Record(layouts.struct("link_spawned"))
         self._check_at = self.header.offset("check")
         self._pack_header = self.header.packer("magic", "length", "id", "op", "flags", "status")
         self._unpack_header = self.header.unpacker("check", "length", "id", "op", "flags", "status")

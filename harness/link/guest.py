@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: MIT
 """A booted guest: the machine, the link to its agent, and the agent as a process of it."""
 
+from __future__ import annotations
+
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from harness.deadlines import Deadlines
 from harness.errors import BadInput, named_exhaustion
-from harness.images import GuestImage
+from harness.images import GuestImage, SilentProgress
 from harness.link.errors import RequestTimedOut
 from harness.link.link import Hello, Link
 from harness.link.origin import Origin
 from harness.link.peer import PEER_PORT_NAME, Peer
 from harness.link.process import Process
+from harness.link.program import Program
 from harness.link.start import Start
 from harness.link.syscalls import Nr, cstring
 from harness.link.vitals import Vitals
@@ -31,10 +34,18 @@ from harness.vm import (
     choose_accelerator,
 )
 
+if TYPE_CHECKING:
+    from harness.link.ssh import Ssh
+
 PORT_NAME = "org.iobmd.link"
 """LINK_PORT_NAME of guest/link_abi.h."""
 
+SSH_PORT_NAME = "org.iobmd.ssh"
+"""Always there: the guest is given its SSH server when somebody asks for one, and not before."""
+
 _TAIL = 20
+
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 _COMMAND_LINE = (
     "console=ttyS0",  # the kernel log goes where QEMU records it
@@ -112,7 +123,7 @@ class Guest(Process):
         image: GuestImage,
         options: GuestOptions | None = None,
         snapshots: SnapshotStore | None = None,
-        diagnose: Callable[["Guest", Exception], Exception] | None = None,
+        diagnose: Callable[[Guest, Exception], Exception] | None = None,
     ) -> None:
         super().__init__()
         self.image = image
@@ -125,6 +136,8 @@ class Guest(Process):
         self._starts: list[Start] = []
         self._peer: Peer | None = None
         self._peer_lock = threading.Lock()
+        self._ssh: Ssh | None = None
+        self._ssh_lock = threading.Lock()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -139,6 +152,8 @@ class Guest(Process):
         with ExitStack() as stack:
             self._origin = Origin(self, spec, verdict, self._snapshots)
             self._starts.append(self._origin.begin(stack))
+            self.machine.services.ssh = lambda: self.ssh
+            stack.callback(self._close_ssh)
             self._stack = stack.pop_all()
         return self
 
@@ -197,6 +212,47 @@ class Guest(Process):
             if self._peer is None or not self._peer.alive:
                 self._peer = self._new_peer()
             return self._peer
+
+    @property
+    def ssh(self) -> Ssh:
+        """The guest's shell over SSH; the same object for the life of this guest, made when first asked for.
+
+        Nothing is started before it is used, see `harness.link.ssh.Ssh`.
+        """
+        with self._ssh_lock:
+            if self._ssh is None:
+                from harness.link.ssh import Access, Ssh  # noqa: PLC0415 - paramiko takes a fifth of a boot to import
+
+                access = Access(
+                    agent=self,
+                    port=lambda: self.machine.port(SSH_PORT_NAME),
+                    check=self.machine.check,
+                    evidence=self._evidence,
+                )
+                self._ssh = Ssh(access, lambda: self.image.ssh_payload(SilentProgress()))
+            return self._ssh
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        port: str = "",
+        log: str = "",
+    ) -> Program:
+        """Start a program of the guest; it is a child of the agent, which remembers how it ended.
+
+        Args:
+            argv: its path and its arguments.
+            environment: its whole environment; only a PATH by default.
+            port: virtio-serial port that becomes its standard input and output, ``""`` for none; see
+                `Program` for what both directions begin with.
+            log: file of the guest that its other output is appended to, ``""`` for the console.
+
+        Raises:
+            ProgramNotStarted: there is no such program, or the guest has no room for it.
+        """
+        return Program(self, argv, environment=environment or _ENVIRONMENT, port=port, log=log)
 
     def load_module(self, ko: bytes, params: str = "") -> None:
         """Load a kernel module.
@@ -278,6 +334,7 @@ class Guest(Process):
     def _let_go(self, why: str) -> None:
         """Everything that speaks to the guest as it was ends here."""
         self.link.retire(why)
+        self._close_ssh()
         with self._peer_lock:
             peer, self._peer = self._peer, None
             if peer is not None:
@@ -302,6 +359,10 @@ class Guest(Process):
         error.observed = "the peer process is silent"
         return self._refine(error)
 
+    def _close_ssh(self) -> None:
+        if self._ssh is not None:
+            self._ssh.close()
+
     def _evidence(self) -> tuple[str, ...]:
         return self.machine.console.tail(_TAIL)
 
@@ -316,6 +377,6 @@ class Guest(Process):
             machine=options.machine,
             cpu=options.cpu,
             accel=options.accel,
-            ports=(PORT_NAME, PEER_PORT_NAME) if options.peer else (PORT_NAME,),
+            ports=(PORT_NAME, *((PEER_PORT_NAME,) if options.peer else ()), SSH_PORT_NAME),
             devices=options.devices,
         )

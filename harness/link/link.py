@@ -85,6 +85,13 @@ class Resumed:
     error: int
 
 
+def rejection(protocol: Protocol, number: int, what: str) -> errors.RequestRejected:
+    """The error for an ``enum link_status`` that is not LINK_OK."""
+    status = protocol.statuses.get(number, f"status {number}")
+    kind, meaning = _REJECTIONS.get(status, (errors.RequestRejected, "unknown to this harness"))
+    return kind(what, status, meaning)
+
+
 class Pending:
     """A request in flight."""
 
@@ -103,23 +110,37 @@ class Pending:
         """Whether the outcome is known; it becomes known while somebody waits on the link."""
         return self._flight.settled
 
-    def wait(self, timeout: float) -> Reply:
+    @property
+    def sent(self) -> bool:
+        """Whether it is on its way, or has been."""
+        return self._link._channel.under_way(self._flight)
+
+    def send(self) -> None:
+        """Start it; never blocks, and does nothing the second time."""
+        self._link._channel.launch(self._flight)
+
+    def wait(self, timeout: float, pause: Callable[[], None] | None = None) -> Reply:
         """The reply.
 
         Args:
             timeout: seconds from now.  Before a time-out is reported the guest is asked for signs of life,
                 which may take two seconds more.
+            pause: called now and then, where it may raise.  With it the request is not given up after a
+                time-out or an interruption: a reply that comes later is there at the next `wait`.
 
         Raises:
-            RequestTimedOut: no reply in time; one that comes later is dropped.  The subclass says what hangs.
+            RequestTimedOut: no reply in time; one that comes later is dropped, unless there is a *pause*.
+                The subclass says what hangs.
             ChannelBroken: noise on the channel while this was in flight, or the other end closed.
             RequestRejected: the agent said no; the subclass says why.
             GuestFailure: whatever the link's ``check`` raises, within about 50 ms of its cause.
         """
         if self._error is None:
             try:
-                return self._link._outcome(self._flight, timeout)
+                return self._link._outcome(self._flight, timeout, pause)
             except Exception as error:
+                if pause and isinstance(error, errors.RequestTimedOut):
+                    raise
                 self._error = error
         raise self._error
 
@@ -183,7 +204,13 @@ class Link:
         self._channel = Channel(sock, self.protocol, check, ticket)
 
     def submit(self, op: int, payload: bytes = b"", what: str = "") -> Pending:
-        """Start a request; never blocks.
+        """Start a request; never blocks.  As :meth:`prepare`, and `Pending.send` at once."""
+        pending = self.prepare(op, payload, what)
+        pending.send()
+        return pending
+
+    def prepare(self, op: int, payload: bytes = b"", what: str = "") -> Pending:
+        """Make a request that `Pending.send` starts.
 
         Args:
             op: a number of ``enum link_op``, see :attr:`protocol`.
@@ -199,7 +226,7 @@ class Link:
                 f"{what}: a payload of {len(payload)} bytes does not fit into a frame",
                 hint=f"send at most {self.protocol.payload_max} bytes at a time",
             )
-        return Pending(self, self._channel.start(op, payload, what))
+        return Pending(self, self._channel.prepare(op, payload, what))
 
     def ping(self, payload: bytes = b"", timeout: float | None = None) -> bytes:
         """An echo by the agent's reading thread; works while operations hang in the kernel.
@@ -227,7 +254,8 @@ class Link:
             GuestFailure: whatever the link's ``check`` raises.
         """
         what = self.protocol.ops[self.protocol.ping]
-        flight = self._channel.start(self.protocol.ping, b"", what)
+        flight = self._channel.prepare(self.protocol.ping, b"", what)
+        self._channel.launch(flight)
         self._channel.wait(flight, timeout)
         return flight.reply is not None
 
@@ -309,8 +337,8 @@ class Link:
         """
         self._channel.retire(why)
 
-    def _outcome(self, flight: Flight, timeout: float) -> Reply:
-        self._channel.wait(flight, timeout)
+    def _outcome(self, flight: Flight, timeout: float, pause: Callable[[], None] | None) -> Reply:
+        self._channel.wait(flight, timeout, pause)
         if flight.reply is not None:
             return self._accept(flight.reply, flight.what)
         if flight.settled:
@@ -320,11 +348,9 @@ class Link:
         raise self._timed_out(flight, timeout)
 
     def _accept(self, frame: Frame, what: str) -> Reply:
-        status = self.protocol.statuses.get(frame.status, f"status {frame.status}")
-        if status == "LINK_OK":
-            return Reply(frame.payload)
-        kind, meaning = _REJECTIONS.get(status, (errors.RequestRejected, "unknown to this harness"))
-        raise kind(what, status, meaning)
+        if frame.status != self.protocol.ok:
+            raise rejection(self.protocol, frame.status, what)
+        return Reply(frame.payload)
 
     def _closed(self, flight: Flight) -> errors.ChannelBroken:
         """The death of QEMU explains a closed socket better: give it a moment to show, in ``check``."""

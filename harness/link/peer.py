@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import struct
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from harness.errors import GuestFailure
 from harness.link import errors
 from harness.link.link import Link
 from harness.link.process import Process
-from harness.link.syscalls import InOut, Nr
+from harness.link.syscalls import POLLFD, POLLIN, InOut, Nr
 
 if TYPE_CHECKING:
     import socket
@@ -27,8 +26,6 @@ _START_SECONDS = 30.0
 # How often whoever waits for the peer asks the agent whether it still lives.
 _LOOK_SECONDS = 0.25
 _LOOK_TIMEOUT = 2.0
-_POLLFD = struct.Struct("<ihh")
-_POLLIN = 1
 
 
 class PeerDied(GuestFailure):
@@ -148,7 +145,7 @@ class Peer(Process):
         """Wait for its end, in the guest: a pidfd becomes readable with it."""
         if self._pidfd is None:
             return True
-        polled = InOut(_POLLFD.pack(self._pidfd, _POLLIN, 0))
+        polled = InOut(POLLFD.pack(self._pidfd, POLLIN, 0))
         milliseconds = int(seconds * 1000)
         result = self._parent.link.syscall(
             Nr.POLL, polled, 1, milliseconds, timeout=seconds + _LOOK_TIMEOUT, what="wait for the peer's end"

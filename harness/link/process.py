@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from harness.errors import BadInput
 from harness.images import GuestImage
+from harness.link.batch import Batch
 from harness.link.errors import GuestOSError
 from harness.link.link import Hello, Link, PendingCall
 from harness.link.memory import PROT_READ, PROT_WRITE, Stage, UserMemory, map_memory
@@ -134,6 +135,26 @@ class Process:
         what = f"ioctl {cmd:#x} on {fd}"
         wanted = tuple(at for at, target in sorted(targets.items()) if isinstance(target, Out))
         return PendingIoctl(self.link.start(Nr.IOCTL, fd, cmd, passed, what=what), bool(arg), wanted, what)
+
+    def batch(self, rows: int) -> Batch:
+        """Make room for the same system calls many times over, in a few trips.
+
+        For example the size of a hundred files::
+
+            batch = guest.batch(100)
+            sizes = batch.outputs(stat_dtype)
+            batch.call(Nr.FSTAT, fds, sizes, what="fstat")
+            batch.run()
+            batch.check()
+            sizes.records["st_size"]
+
+        Args:
+            rows: how many times.
+
+        Raises:
+            BadInput: fewer than one.
+        """
+        return Batch(self.link, rows, self.operation_timeout)
 
     # -- files ----------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 """System calls by remote control: buffers into an arena, the answer back out of it."""
 
 import enum
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,6 +19,11 @@ _ARGUMENTS = 6
 _POINTER = 8
 _MAX_ERRNO = 4095
 
+POLLFD = struct.Struct("<ihh")
+"""struct pollfd: descriptor, events asked for, events seen."""
+
+POLLIN = 1
+
 
 class Nr(enum.IntEnum):
     """x86-64 system call numbers used here (arch/x86/entry/syscalls/syscall_64.tbl)."""
@@ -33,12 +39,16 @@ class Nr(enum.IntEnum):
     IOCTL = 16
     PREAD64 = 17
     PWRITE64 = 18
+    ACCESS = 21
     PIPE = 22
     NANOSLEEP = 35
     GETPID = 39
     EXIT = 60
     KILL = 62
     UNAME = 63
+    MKDIR = 83
+    SYMLINK = 88
+    MOUNT = 165
     DELETE_MODULE = 176
     CLOCK_GETTIME = 228
     FINIT_MODULE = 313

@@ -10,20 +10,29 @@ from harness.oracle.aliases import PhysRange
 from harness.oracle.cpu import CpuState
 from harness.oracle.directmap import DirectMap
 from harness.oracle.errors import NotLongMode, OracleError, ReservedType, StreamError, Unmapped, ViewExpired
+from harness.oracle.expect import Expectations, Mismatch, SurveyMismatch
 from harness.oracle.leaf import Leaf
 from harness.oracle.memtype import EFFECTIVE, MemoryType, MtrrMap, TypeRules, decode_pat
 from harness.oracle.migration import parse_device_state
 from harness.oracle.oracle import Oracle
+from harness.oracle.pages import Buffer, Buffers
+from harness.oracle.pagetypes import mask_of, types_in
+from harness.oracle.survey import Survey
 from harness.oracle.timing import Timing
-from harness.oracle.view import Buffer, View
+from harness.oracle.translate import NOWHERE
+from harness.oracle.view import View
 
 __all__ = [
     "EFFECTIVE",
+    "NOWHERE",
     "Buffer",
+    "Buffers",
     "CpuState",
     "DirectMap",
+    "Expectations",
     "Leaf",
     "MemoryType",
+    "Mismatch",
     "MtrrMap",
     "NotLongMode",
     "Oracle",
@@ -31,11 +40,15 @@ __all__ = [
     "PhysRange",
     "ReservedType",
     "StreamError",
+    "Survey",
+    "SurveyMismatch",
     "Timing",
     "TypeRules",
     "Unmapped",
     "View",
     "ViewExpired",
     "decode_pat",
+    "mask_of",
     "parse_device_state",
+    "types_in",
 ]

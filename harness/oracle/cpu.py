@@ -2,6 +2,7 @@
 """The registers of one vCPU that decide how it sees memory."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from harness.oracle.errors import NotLongMode
 from harness.oracle.memtype import MtrrMap, TypeRules, decode_pat
@@ -71,5 +72,16 @@ class CpuState:
         Raises:
             ReservedType: the PAT or an MTRR in use holds a reserved encoding.
         """
-        mtrr = MtrrMap.from_registers(self.mtrr_def_type, self.mtrr_fixed, self.mtrr_var)
-        return TypeRules(decode_pat(self.pat), mtrr, bool(self.cr0 & _CR0_CD))
+        cache_disabled = bool(self.cr0 & _CR0_CD)
+        return _type_rules(self.pat, self.mtrr_def_type, self.mtrr_fixed, self.mtrr_var, cache_disabled)
+
+
+@lru_cache(maxsize=64)  # the same values at every capture
+def _type_rules(
+    pat: int,
+    def_type: int,
+    fixed: tuple[int, ...],
+    variable: tuple[tuple[int, int], ...],
+    cache_disabled: bool,
+) -> TypeRules:
+    return TypeRules(decode_pat(pat), MtrrMap.from_registers(def_type, fixed, variable), cache_disabled)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from harness.oracle.aliases import LeafTable, PhysRange
 from harness.oracle.errors import OracleError
 
+_KERNEL_HALF = np.uint64(1 << 63)
 _IMAGE_WINDOW = np.uint64(0xFFFF_FFFF_8000_0000)
 _STEP = np.uint64(1 << 30)
 _LEAST = 1 << 20
@@ -36,25 +37,26 @@ class DirectMap:
     coverage: int
 
 
-def find_direct_map(kernel: LeafTable, ram: Sequence[PhysRange]) -> DirectMap:
+def find_direct_map(leaves: LeafTable, ram: Sequence[PhysRange]) -> DirectMap:
     """Return the direct map.
 
     Args:
-        kernel: leaves of the kernel half.
+        leaves: every leaf there is.
         ram: the machine's RAM.
 
     Raises:
         OracleError: no run of leaves looks like one.
     """
-    base = kernel.va - kernel.pa  # wraps below zero for leaves of another kind; the modulus keeps them apart
-    eligible = (kernel.va < _IMAGE_WINDOW) & (base % _STEP == 0)
+    base = leaves.va - leaves.pa  # wraps below zero for leaves of another kind; the modulus keeps them apart
+    kernel = leaves.va >= _KERNEL_HALF
+    eligible = kernel & (leaves.va < _IMAGE_WINDOW) & (base % _STEP == 0)
     bases, group = np.unique(base[eligible], return_inverse=True)
-    covered = np.bincount(group, weights=ram_bytes(kernel, ram)[eligible], minlength=1)
+    covered = np.bincount(group, weights=ram_bytes(leaves, ram)[eligible], minlength=1)
     best = int(np.argmax(covered)) if len(bases) else 0
     if not len(bases) or covered[best] < _LEAST:
         raise OracleError(
             "no direct map of RAM in these page tables",
-            observed=f"{len(kernel)} leaves in the kernel half, {len(bases)} possible bases",
+            observed=f"{np.count_nonzero(kernel)} leaves in the kernel half, {len(bases)} possible bases",
             hint="freeze the guest after the kernel has started",
         )
     return DirectMap(int(bases[best]), int(covered[best]))
@@ -70,9 +72,8 @@ def ram_bytes(leaves: LeafTable, ram: Sequence[PhysRange]) -> NDArray[np.float64
     return total
 
 
-def direct_leaves_over_ram(
-    kernel: LeafTable, direct: DirectMap, ram: Sequence[PhysRange]
-) -> NDArray[np.int64]:
-    """Return the positions of the direct map's leaves that map RAM."""
-    mine = (kernel.va - kernel.pa == np.uint64(direct.base)) & (kernel.va < _IMAGE_WINDOW)
-    return np.flatnonzero(mine & (ram_bytes(kernel, ram) > 0)).astype(np.int64)
+def odd_leaves(leaves: LeafTable, direct: DirectMap, ram: Sequence[PhysRange]) -> LeafTable:
+    """Return the direct map's leaves over RAM whose PAT index is not 0."""
+    odd = leaves.take((leaves.pat != 0) & (leaves.va >= _KERNEL_HALF) & (leaves.va < _IMAGE_WINDOW))
+    mine = (odd.va - odd.pa == np.uint64(direct.base)) & (ram_bytes(odd, ram) > 0)
+    return odd.take(mine)

@@ -133,6 +133,9 @@ class MtrrMap:
     starts: tuple[int, ...]
     types: tuple[MemoryType, ...]
 
+    def __hash__(self) -> int:
+        return hash(self.starts)  # equal maps have equal starts; enumeration members take long to hash
+
     @classmethod
     def from_registers(
         cls, def_type: int, fixed: Sequence[int], variable: Sequence[tuple[int, int]]

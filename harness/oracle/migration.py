@@ -10,7 +10,6 @@ migration/savevm.c and migration/vmstate.c; fields of a vCPU: target/i386/machin
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from struct import Struct
 from typing import Any
 
@@ -22,6 +21,8 @@ _SECTION_FULL = 0x04
 _SUBSECTION = 0x05
 _VMDESCRIPTION = 0x06
 _FOOTER = 0x7E
+_DESCRIPTION_HEADER = 5  # the tag and a length
+_SECTION_HEADER = 5  # the tag and a number
 _CPU = b"cpu"
 _BE32 = Struct(">I")
 _BE64 = Struct(">Q")
@@ -58,36 +59,55 @@ class _CpuLayout:
     subsections: tuple[_Subsection, ...]
 
 
-def parse_device_state(stream: bytes) -> tuple[CpuState, ...]:
-    """Return the state of every vCPU in a migration stream, by rising index.
+class StreamReader:
+    """Reads streams of one machine, which describes itself in the same words every time.
 
-    Args:
-        stream: a whole stream as `Machine.device_state` returns it.
-
-    Raises:
-        StreamError: not a QEMU stream, truncated, of another architecture, or its sections do not end where
-            its own description says.
+    The words are compared every time, byte by byte; only what they say is remembered.
     """
-    if not stream.startswith(_MAGIC):
-        raise StreamError(
-            "the device state is not a QEMU migration stream of version 3",
-            observed=f"it starts with {stream[:8].hex()!r}",
-        )
-    body, description = _split(stream)
-    layouts = _cpu_layouts(description)
-    return tuple(_cpu_state(body, layout) for layout in layouts)
+
+    def __init__(self) -> None:
+        self._description = b""
+        self._layouts: tuple[_CpuLayout, ...] = ()
+
+    def parse(self, stream: bytes) -> tuple[CpuState, ...]:
+        """Return the state of every vCPU in a migration stream, by rising index.
+
+        Args:
+            stream: a whole stream as `Machine.device_state` returns it.
+
+        Raises:
+            StreamError: not a QEMU stream, truncated, of another architecture, or its sections do not end
+                where its own description says.
+        """
+        if not stream.startswith(_MAGIC):
+            raise StreamError(
+                "the device state is not a QEMU migration stream of version 3",
+                observed=f"it starts with {stream[:8].hex()!r}",
+            )
+        if not (self._description and stream.endswith(self._description)):
+            start = _description_start(stream)
+            self._layouts = _cpu_layouts(stream[start + _DESCRIPTION_HEADER :])
+            self._description = stream[start:]
+        end = len(stream) - len(self._description)
+        return tuple(_cpu_state(stream, end, layout) for layout in self._layouts)
 
 
-def _split(stream: bytes) -> tuple[bytes, bytes]:
-    """Return what precedes the description, and the description (tag, length, JSON up to the end)."""
+def parse_device_state(stream: bytes) -> tuple[CpuState, ...]:
+    """Return the state of every vCPU in one migration stream; see `StreamReader.parse`."""
+    return StreamReader().parse(stream)
+
+
+def _description_start(stream: bytes) -> int:
+    """Return where the description (tag, length, JSON up to the end) starts."""
     last_nul = stream.rfind(b"\0")  # JSON has none, the top byte of its length is one
-    for start in range(last_nul + 1, min(last_nul + 5, len(stream))):
+    for text in range(last_nul + 1, min(last_nul + 5, len(stream))):
+        start = text - _DESCRIPTION_HEADER
         if (
-            start > 5
-            and stream[start - 5] == _VMDESCRIPTION
-            and _BE32.unpack_from(stream, start - 4)[0] == len(stream) - start
+            start > 0
+            and stream[start] == _VMDESCRIPTION
+            and _BE32.unpack_from(stream, start + 1)[0] == len(stream) - text
         ):
-            return stream[: start - 5], stream[start:]
+            return start
     raise StreamError(
         "the migration stream has no description at its end",
         observed=f"{len(stream)} bytes",
@@ -95,7 +115,6 @@ def _split(stream: bytes) -> tuple[bytes, bytes]:
     )
 
 
-@lru_cache(maxsize=8)  # the same machine describes itself in the same words at every capture
 def _cpu_layouts(description: bytes) -> tuple[_CpuLayout, ...]:
     try:
         devices = json.loads(description)["devices"]
@@ -167,11 +186,11 @@ def _subsections(device: Mapping[str, Any]) -> tuple[_Subsection, ...]:
     return tuple(found)
 
 
-def _cpu_state(body: bytes, layout: _CpuLayout) -> CpuState:
-    start = _section_start(body, layout)
+def _cpu_state(stream: bytes, end: int, layout: _CpuLayout) -> CpuState:
+    start = _section_start(stream, end, layout)
 
     def values(name: str) -> list[int]:
-        return [_BE64.unpack_from(body, start + offset)[0] for offset in layout.offsets[name]]
+        return [_BE64.unpack_from(stream, start + offset)[0] for offset in layout.offsets[name]]
 
     scalars = {attribute: values(name)[0] for attribute, name in _SCALARS.items()}
     if scalars["cr0"] >> 32 or scalars["efer"] >> 32:
@@ -180,23 +199,25 @@ def _cpu_state(body: bytes, layout: _CpuLayout) -> CpuState:
             observed=f"cr0={scalars['cr0']:#x} efer={scalars['efer']:#x}",
         )
     variable = tuple(
-        (_BE64.unpack_from(body, start + offset)[0], _BE64.unpack_from(body, start + offset + 8)[0])
+        (_BE64.unpack_from(stream, start + offset)[0], _BE64.unpack_from(stream, start + offset + 8)[0])
         for offset in layout.offsets[_VARIABLE]
     )
     return CpuState(index=layout.instance, mtrr_fixed=tuple(values(_FIXED)), mtrr_var=variable, **scalars)
 
 
-def _section_start(body: bytes, layout: _CpuLayout) -> int:
-    """Find the one section of this vCPU that ends where its description says."""
+def _section_start(stream: bytes, end: int, layout: _CpuLayout) -> int:
+    """Find the one section of this vCPU before *end* that ends where its description says."""
     tail = bytes([len(_CPU)]) + _CPU + _BE32.pack(layout.instance) + _BE32.pack(layout.version)
     proved = []
-    position = body.find(tail, 5)
+    position = stream.find(tail, _SECTION_HEADER, end)
     while position >= 0:
-        section_id = body[position - 4 : position]
+        section_id = stream[position - 4 : position]
         start = position + len(tail)
-        if body[position - 5] == _SECTION_FULL and _ends_well(body, start, layout, section_id):
+        if stream[position - _SECTION_HEADER] == _SECTION_FULL and _ends_well(
+            stream, end, start, layout, section_id
+        ):
             proved.append(start)
-        position = body.find(tail, position + 1)
+        position = stream.find(tail, position + 1, end)
     if len(proved) != 1:
         raise StreamError(
             f"vCPU {layout.instance}: {len(proved)} sections of the stream fit its description, not one",
@@ -205,18 +226,19 @@ def _section_start(body: bytes, layout: _CpuLayout) -> int:
     return proved[0]
 
 
-def _ends_well(body: bytes, start: int, layout: _CpuLayout, section_id: bytes) -> bool:
-    end = _skip_subsections(body, start + layout.size, layout.subsections)
-    return end is not None and body[end : end + 5] == bytes([_FOOTER]) + section_id
+def _ends_well(stream: bytes, end: int, start: int, layout: _CpuLayout, section_id: bytes) -> bool:
+    footer = bytes([_FOOTER]) + section_id
+    at = _skip_subsections(stream, start + layout.size, layout.subsections)
+    return at is not None and at + len(footer) <= end and stream.startswith(footer, at)
 
 
-def _skip_subsections(body: bytes, position: int, expected: tuple[_Subsection, ...]) -> int | None:
-    end: int | None = position
+def _skip_subsections(stream: bytes, position: int, expected: tuple[_Subsection, ...]) -> int | None:
+    at: int | None = position
     for entry in expected:
-        if end is None:
+        if at is None:
             return None
         header = bytes([_SUBSECTION, len(entry.name)]) + entry.name + _BE32.pack(entry.version)
-        if body[end : end + len(header)] != header:
+        if not stream.startswith(header, at):
             return None
-        end = _skip_subsections(body, end + len(header) + entry.size, entry.children)
-    return end
+        at = _skip_subsections(stream, at + len(header) + entry.size, entry.children)
+    return at

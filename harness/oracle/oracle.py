@@ -8,9 +8,11 @@ from typing import Protocol
 from harness.errors import BadInput
 from harness.oracle.aliases import PhysRange
 from harness.oracle.memtype import MemoryType
-from harness.oracle.migration import parse_device_state
+from harness.oracle.pages import Buffer, Buffers, extents
+from harness.oracle.recall import Ram, Recall
+from harness.oracle.survey import Survey
 from harness.oracle.timing import Clock, Timing
-from harness.oracle.view import Buffer, Ram, View
+from harness.oracle.view import View
 
 
 class Target(Protocol):
@@ -30,12 +32,16 @@ class Target(Protocol):
 class Oracle:
     """Evidence about one machine, from outside. It asks the guest nothing but where to look.
 
+    A capture compares what it reads with what the one before has read, byte by byte, and works out only what
+    differs. The machine may be restored, and get other RAM, in between.
+
     The questions about buffers each freeze the guest for themselves; inside `frozen` they share its view.
     """
 
     def __init__(self, machine: Target) -> None:
         self._machine = machine
         self._clock = Clock()
+        self._recall = Recall()
         self._view: View | None = None
 
     @property
@@ -68,7 +74,8 @@ class Oracle:
             with self._clock.step("capture"):
                 stream = self._machine.device_state()
             with self._clock.step("parse"):
-                view = View(self._machine.ram, parse_device_state(stream), self._clock)
+                cpus = self._recall.reader.parse(stream)
+                view = View(self._machine.ram, cpus, self._clock, self._recall)
             self._view = view
             try:
                 yield view
@@ -90,6 +97,18 @@ class Oracle:
         """Return the PAT types of every alias of every page of *buf* (see `View.pat_types_of`)."""
         with self.frozen() as view:
             return view.pat_types_of(buf)
+
+    def survey(self, bufs: Buffers | Iterable[Buffer]) -> Survey:
+        """Look at thousands of buffers in one capture (see `View.survey`).
+
+        Args:
+            bufs: something with arrays of addresses and sizes, or any number of buffers.
+
+        Raises:
+            BadInput: addresses or sizes that cannot be.
+        """
+        with self.frozen() as view:
+            return view.survey(*extents(bufs))
 
     def physical_of(self, buf: Buffer) -> tuple[PhysRange, ...]:
         """Return where *buf* lies in guest physical memory (see `View.physical_of`)."""

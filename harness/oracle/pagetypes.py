@@ -1,22 +1,66 @@
 # SPDX-License-Identifier: MIT
 """Memory types of very many pages at once, every alias counted."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.oracle.aliases import LeafTable
 from harness.oracle.memtype import MemoryType, TypeRules
-from harness.oracle.paging import PAGE, U8, U64
+from harness.oracle.paging import PAGE, U8, U64, shift_of
+from harness.oracle.translate import starts_of_runs
 
 _ORDER = tuple(MemoryType)
 _BIT = {kind: 1 << number for number, kind in enumerate(_ORDER)}
+_DENSE = 1 << 24
+"""Page numbers up to this far apart are counted rather than searched for: 64 GiB of memory."""
 
 
 def types_in(mask: int) -> frozenset[MemoryType]:
     """Return the memory types whose bits are set in *mask*."""
     return frozenset(kind for kind in _ORDER if mask & _BIT[kind])
+
+
+def mask_of(types: MemoryType | Iterable[MemoryType]) -> int:
+    """Return the mask with the bits of *types* set; the other way round, `types_in`."""
+    kinds = (types,) if isinstance(types, MemoryType) else types
+    return sum(_BIT[kind] for kind in set(kinds))
+
+
+def ranks(sorted_pages: U64, pages: U64) -> NDArray[np.int64]:
+    """Return for each of *pages* how many of *sorted_pages* are below it, as np.searchsorted does.
+
+    Memory is dense, so counting along all of it beats searching many times over.
+
+    Args:
+        sorted_pages: page numbers, rising, each once.
+        pages: page numbers in any order.
+    """
+    span = int(sorted_pages[-1] - sorted_pages[0]) + 2 if len(sorted_pages) else 0
+    if not span or span > _DENSE or len(pages) < span // 16:
+        return np.searchsorted(sorted_pages, pages).astype(np.int64)
+    first = sorted_pages[0]
+    below = np.zeros(span, dtype=np.int64)
+    below[(sorted_pages - first + np.uint64(1)).astype(np.int64)] = 1
+    np.cumsum(below, out=below)
+    place = np.where(pages > first, np.minimum(pages - first, np.uint64(span - 1)), np.uint64(0))
+    return below[place.astype(np.int64)]
+
+
+def leaves_of_frames(leaves: LeafTable, level: int, frames: U64) -> NDArray[np.int64]:
+    """Return how many leaves of one level map each frame.
+
+    Args:
+        leaves: every leaf there is.
+        level: 1, 2 or 3.
+        frames: physical addresses divided by the size of a leaf of that level, rising, each once.
+    """
+    if not len(frames):
+        return np.zeros(0, dtype=np.int64)
+    mapped = leaves.pa[leaves.level == level] >> np.uint64(shift_of(level))
+    place = np.minimum(ranks(frames, mapped), len(frames) - 1)
+    return np.bincount(place[frames[place] == mapped], minlength=len(frames)).astype(np.int64)
 
 
 def pat_slots_of_pages(leaves: LeafTable, pages: U64) -> U8:
@@ -26,9 +70,24 @@ def pat_slots_of_pages(leaves: LeafTable, pages: U64) -> U8:
         leaves: every leaf there is.
         pages: physical page numbers, rising, each once.
     """
-    first = leaves.pa // np.uint64(PAGE)
-    begin = np.searchsorted(pages, first)
-    end = np.searchsorted(pages, first + leaves.size // np.uint64(PAGE))
+    slots = np.zeros(len(pages), dtype=np.uint8)
+    if not len(pages):
+        return slots
+    small = leaves.level == 1
+    page = leaves.pa[small] >> np.uint64(12)
+    place = np.minimum(ranks(pages, page), len(pages) - 1)
+    hit = pages[place] == page
+    place, pat = place[hit], leaves.pat[small][hit]
+    for index in range(8):
+        slots[place[pat == index]] |= np.uint8(1 << index)
+    return slots | _large_slots(leaves.take(~small), pages)
+
+
+def _large_slots(leaves: LeafTable, pages: U64) -> U8:
+    """`pat_slots_of_pages` for leaves of many pages each."""
+    first = leaves.pa >> np.uint64(12)
+    begin = ranks(pages, first)
+    end = ranks(pages, first + (leaves.size >> np.uint64(12)))
     slots = np.zeros(len(pages), dtype=np.uint8)
     for index in range(8):
         mine = (leaves.pat == index) & (end > begin)
@@ -71,12 +130,16 @@ def _effective_mask(rule: TypeRules, mtrr: MemoryType, slots: int) -> int:
     return mask
 
 
-def joined_per_group(masks: U8, positions: NDArray[np.int64], lengths: Sequence[int]) -> list[int]:
-    """OR the masks at consecutive runs of *positions*; run *n* is ``lengths[n]`` long and may be empty."""
-    counts = np.array(lengths, dtype=np.int64)
-    joined = np.zeros(len(counts), dtype=np.uint8)
-    filled = np.flatnonzero(counts)
-    if len(filled):
-        begin = np.concatenate(([0], np.cumsum(counts)[:-1]))[filled]
-        joined[filled] = np.bitwise_or.reduceat(masks[positions], begin)
-    return [int(mask) for mask in joined]
+def joined(masks: U8, owner: NDArray[np.int64], count: int) -> U8:
+    """OR the masks of each owner.
+
+    Args:
+        masks: one per page.
+        owner: whose page it is, rising.
+        count: number of owners; one without pages gets 0.
+    """
+    result = np.zeros(count, dtype=np.uint8)
+    if len(owner):
+        begin = starts_of_runs(owner)
+        result[owner[begin]] = np.bitwise_or.reduceat(masks, begin)
+    return result

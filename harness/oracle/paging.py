@@ -99,6 +99,18 @@ class Tables:
                 return int(words[page - first, index])
         return None
 
+    def entries(self, tables: U64, indices: U64) -> U64:
+        """Return `entry` for many tables, an index each; 0, which is not present, where there is no RAM."""
+        place = ((tables >> np.uint64(3)) + indices).astype(np.int64)  # in words of 8 bytes
+        found = np.zeros(len(tables), dtype=np.uint64)
+        for first, end, words in self._stretches:
+            here = (place >= first * ENTRIES) & (place < end * ENTRIES)
+            flat = words.reshape(-1)
+            if here.all():
+                return flat[place - first * ENTRIES]
+            found[here] = flat[place[here] - first * ENTRIES]
+        return found
+
     def in_ram(self, tables: U64) -> NDArray[np.bool_]:
         """Return for each physical address whether its page is RAM."""
         pages = tables // np.uint64(PAGE)

@@ -13,8 +13,8 @@ class Timing:
 
     Attributes:
         capture: number of the capture, from 1; 0 is outside of any.
-        step: ``stop``, ``capture``, ``parse``, ``scan``, ``walk``, ``aliases``, ``types``, ``direct map`` or
-            ``continue``.
+        step: ``stop``, ``capture``, ``parse``, ``scan``, ``walk``, ``aliases``, ``types``, ``survey``,
+            ``direct map`` or ``continue``.
         milliseconds: wall time of the step without the steps inside it.
     """
 

@@ -4,45 +4,24 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-from harness.oracle import aliases, pagetypes, paging
+from harness.oracle import pagetypes, paging
 from harness.oracle.aliases import LeafTable, PhysRange
 from harness.oracle.cpu import CpuState
-from harness.oracle.directmap import DirectMap, direct_leaves_over_ram, find_direct_map
+from harness.oracle.directmap import DirectMap, find_direct_map, odd_leaves
 from harness.oracle.errors import OracleError, Unmapped, ViewExpired
 from harness.oracle.leaf import Leaf, typed_leaves, walked_leaf
 from harness.oracle.memtype import MemoryType, TypeRules
-from harness.oracle.paging import PAGE, U8, U64, PhysicalMemory, Tables, as_addresses
+from harness.oracle.pages import Buffer, Placed, Spans, extents
+from harness.oracle.pagetypes import joined, types_in
+from harness.oracle.paging import U8, U64, Tables
+from harness.oracle.recall import Ram, Recall
+from harness.oracle.survey import Survey, survey_of
 from harness.oracle.timing import Clock
-
-
-class Ram(PhysicalMemory, Protocol):
-    """Guest RAM that can be read and written by guest physical address."""
-
-    def read(self, gpa: int, n: int, /) -> bytes:
-        """Return *n* bytes from *gpa*."""
-
-    def write(self, gpa: int, data: bytes, /) -> None:
-        """Store *data* at *gpa*."""
-
-    def populated(self) -> Sequence[tuple[int, int]]:
-        """Return guest physical start and length in bytes of what was ever touched, ascending."""
-
-
-class Buffer(Protocol):
-    """Anything with kernel memory: a descriptor, a driver's DMA block."""
-
-    @property
-    def address(self) -> int:
-        """Kernel virtual address of the first byte."""
-
-    @property
-    def storage(self) -> int:
-        """Bytes of memory from there on."""
+from harness.oracle.translate import translate
 
 
 class View:
@@ -55,8 +34,20 @@ class View:
         levels: levels of page tables in use, 4 or 5.
     """
 
-    def __init__(self, ram: Ram, cpus: Sequence[CpuState], clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        ram: Ram,
+        cpus: Sequence[CpuState],
+        clock: Clock | None = None,
+        recall: Recall | None = None,
+    ) -> None:
         """Prepare to read; nothing is scanned before it is asked for.
+
+        Args:
+            ram: the machine's RAM, as it is now.
+            cpus: registers of all vCPUs.
+            clock: where steps are timed.
+            recall: what earlier views of the same machine have left.
 
         Raises:
             NotLongMode: no vCPU pages in 64-bit mode. One that was never started is left out of everything.
@@ -66,6 +57,7 @@ class View:
         self.cpus = tuple(cpus)
         self._ram = ram
         self._clock = clock or Clock()
+        self._recall = recall or Recall()
         self._closed = False
         self._tables = Tables(ram)
         running = [cpu for cpu in cpus if cpu.paging] or list(cpus[:1])
@@ -84,7 +76,8 @@ class View:
         """End the view; `Oracle.frozen` does this before the guest goes on."""
         self._closed = True
         self._forget()
-        self.__dict__.pop("_tables", None)  # arrays over all RAM: they would keep it from being unmapped
+        for name in ("_tables", "_ram"):  # arrays over all RAM would keep it from being unmapped
+            self.__dict__.pop(name, None)
 
     @property
     def address_spaces(self) -> tuple[int, ...]:
@@ -149,7 +142,7 @@ class View:
         wanted = tuple(ranges)
         with self._step("aliases"):
             touching = self._all.take(self._all.touching(wanted))
-            return tuple(typed_leaves(touching, self._rules, wanted))
+            return tuple(typed_leaves(touching.by_address(), self._rules, wanted))
 
     def types_of(self, buf: Buffer) -> set[MemoryType]:
         """Return the effective types of every alias of every page of *buf*; one element when all agree.
@@ -177,6 +170,26 @@ class View:
         rules = tuple(self._rules)
         return self._types(bufs, lambda slots, _: pagetypes.pat_types_of_pages(rules, slots))
 
+    def survey(self, address: ArrayLike, storage: ArrayLike) -> Survey:
+        """Look at thousands of buffers at once: where they are, all their aliases and the types of those.
+
+        One pass over all page tables serves any number of buffers. A buffer that is not mapped is a finding,
+        not an error.
+
+        Args:
+            address: virtual addresses of the first bytes; looked up as `walk` does.
+            storage: bytes from there on; one number for all or one each.
+
+        Returns:
+            A row per buffer in the same order; the survey outlives the view.
+
+        Raises:
+            BadInput: a negative number, a buffer beyond the last address, or more than 64 GiB of buffers.
+        """
+        with self._step("survey"):
+            spans = Spans.of(address, storage)
+            return survey_of(self._placed(spans), self._all, self._rules)
+
     def mtrr_type(self, pa: int) -> MemoryType:
         """Return the MTRR type of a physical address on the lowest-numbered vCPU."""
         self._check()
@@ -192,16 +205,21 @@ class View:
         with self._step("direct map"):
             return self._direct_map
 
-    def direct_map_anomalies(self) -> tuple[Leaf, ...]:
+    def direct_map_anomalies(self, besides: Survey | None = None) -> tuple[Leaf, ...]:
         """Return every direct-map leaf over RAM whose PAT index is not 0.
 
         At rest there is none: whatever made pages uncached or write-combined has to put them back.
+
+        Args:
+            besides: buffers that may have changed the type of their memory: leaves that lie in them with all
+                their pages are left out. With thousands of them alive this is also much quicker.
         """
         with self._step("direct map"):
             ram = self._ram_ranges()
-            direct = direct_leaves_over_ram(self._kernel, self._direct_map, ram)
-            odd = self._kernel.take(direct[self._kernel.pat[direct] != 0])
-            return tuple(typed_leaves(odd, self._rules, ram))
+            odd = odd_leaves(self._all, self._direct_map, ram)
+            if besides is not None:
+                odd = odd.take(~besides.covers(odd.pa, odd.size))
+            return tuple(typed_leaves(odd.by_address(), self._rules, ram))
 
     def read(self, pa: int, n: int) -> bytes:
         """Return *n* bytes of RAM from physical address *pa*.
@@ -231,7 +249,7 @@ class View:
         return self._clock.step(name)
 
     def _forget(self) -> None:
-        for name in ("_spaces", "_all", "_kernel", "_direct_map"):
+        for name in ("_spaces", "_all", "_direct_map"):
             self.__dict__.pop(name, None)
 
     def _ram_ranges(self) -> tuple[PhysRange, ...]:
@@ -240,20 +258,19 @@ class View:
     @cached_property
     def _all(self) -> LeafTable:
         with self._clock.step("scan"):
-            return aliases.scan(self._tables, self._spaces, self.levels, no_execute=self._no_execute)
+            scanner = self._recall.scanner
+            return scanner.scan(self._tables, self._spaces, self.levels, no_execute=self._no_execute)
 
     @cached_property
     def _spaces(self) -> tuple[int, ...]:
-        processes = paging.process_roots(self._tables, self._roots[0], self._ram.populated())
+        processes = self._recall.touched.search(
+            self._ram, lambda stretches: paging.process_roots(self._tables, self._roots[0], stretches)
+        )
         return tuple(dict.fromkeys(self._roots + processes))
 
     @cached_property
-    def _kernel(self) -> LeafTable:
-        return self._all.kernel_half()
-
-    @cached_property
     def _direct_map(self) -> DirectMap:
-        return find_direct_map(self._kernel, self._ram_ranges())
+        return find_direct_map(self._all, self._ram_ranges())
 
     def _walk(self, va: int, cr3: int | None) -> paging.Walk:
         roots = self._roots if cr3 is None else (paging.kernel_root(self._tables, cr3),)
@@ -270,45 +287,14 @@ class View:
     def _types(self, bufs: Iterable[Buffer], masks_of: Callable[[U8, U64], U8]) -> list[set[MemoryType]]:
         """Return for each buffer the types that *masks_of* gives for its pages' PAT indices and numbers."""
         with self._step("types"):
-            pages, positions, lengths = self._pages_of(bufs)
-            masks = masks_of(pagetypes.pat_slots_of_pages(self._all, pages), pages)
-            return [
-                set(pagetypes.types_in(mask))
-                for mask in pagetypes.joined_per_group(masks, positions, lengths)
-            ]
+            placed = self._placed(Spans.of(*extents(bufs)))
+            if not placed.mapped.all():
+                missing = int(placed.spans.va[np.argmin(placed.mapped)])
+                self.physical_of(missing, 1)  # raises, and says at which level the walk ends
+            owner, pages = placed.owned
+            every, place = np.unique(pages, return_inverse=True)
+            masks = masks_of(pagetypes.pat_slots_of_pages(self._all, every), every)[place]
+            return [set(types_in(mask)) for mask in joined(masks, owner, len(placed.spans)).tolist()]
 
-    def _pages_of(self, bufs: Iterable[Buffer]) -> tuple[U64, NDArray[np.int64], list[int]]:
-        """Return all buffers' physical pages, each buffer's positions among them, and how many it has."""
-        spans = [_pages(buf.address, buf.storage) for buf in bufs]
-        lengths = [count for _, count in spans]
-        counts = np.array(lengths, dtype=np.int64)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        first = np.repeat(as_addresses([page for page, _ in spans]), counts)
-        physical = self._translate((first + within.astype(np.uint64)) * np.uint64(PAGE))
-        pages, positions = np.unique(physical // np.uint64(PAGE), return_inverse=True)
-        return pages, positions, lengths
-
-    def _translate(self, va: U64) -> U64:
-        """Translate many page addresses: kernel ones by the scan, whatever that lacks by walking."""
-        kernel = self._kernel
-        physical = np.zeros(len(va), dtype=np.uint64)
-        known = np.zeros(len(va), dtype=np.bool_)
-        if len(kernel):
-            place = np.searchsorted(kernel.va, va, side="right").astype(np.int64) - 1
-            before = np.maximum(place - 1, 0)
-            place = np.maximum(place, 0)
-            offset = va - kernel.va[place]  # wraps to something huge below the first leaf
-            several = (before != place) & (
-                kernel.va[before] == kernel.va[place]
-            )  # processes map it differently
-            known = (offset < kernel.size[place]) & ~several
-            physical = kernel.pa[place] + offset
-        for missing in np.flatnonzero(~known).tolist():
-            physical[missing] = self.physical_of(int(va[missing]), 1)[0].start
-        return physical
-
-
-def _pages(address: int, storage: int) -> tuple[int, int]:
-    """Return the number of the first page and how many pages the bytes touch."""
-    first = address // PAGE
-    return first, -(-(address + storage) // PAGE) - first if storage > 0 else 0
+    def _placed(self, spans: Spans) -> Placed:
+        return Placed(spans, translate(self._tables, self._roots, self.levels, spans.va))

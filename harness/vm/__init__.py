@@ -22,6 +22,7 @@ from harness.vm.process import process_stat
 from harness.vm.qemu import Qemu, find_qemu
 from harness.vm.qmp import Qmp, QmpEvent
 from harness.vm.ram import GuestRam, ram_ranges
+from harness.vm.services import RemoteShell, Services
 from harness.vm.snapshot import Snapshot, SnapshotUnusable
 from harness.vm.snapshots import Slot, SnapshotStore
 from harness.vm.spec import Accel, MachineSpec
@@ -51,7 +52,9 @@ __all__ = [
     "QmpLost",
     "QmpRefused",
     "QmpSilent",
+    "RemoteShell",
     "Scene",
+    "Services",
     "Slot",
     "Snapshot",
     "SnapshotStore",

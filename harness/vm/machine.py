@@ -21,6 +21,7 @@ from harness.vm.life import Life, living
 from harness.vm.qemu import Qemu, find_qemu
 from harness.vm.qmp import Qmp
 from harness.vm.ram import GuestRam
+from harness.vm.services import RemoteShell, Services
 from harness.vm.snapshot import Snapshot, write_snapshot
 from harness.vm.spec import MachineSpec
 from harness.vm.workdir import Workdir
@@ -85,6 +86,7 @@ class Machine:
         self._current: Life | None = None
         self._qemu: Qemu | None = None
         self._folder: Workdir | None = None
+        self.services = Services()
 
     def __enter__(self) -> Self:
         """Starts QEMU and waits for its greeting; the guest runs from then on.
@@ -163,6 +165,20 @@ class Machine:
     def ram(self) -> GuestRam:
         """The guest's memory, live."""
         return self._life.ram
+
+    @property
+    def ssh(self) -> RemoteShell:
+        """The guest's shell, where the guest was booted with an agent that can give one.
+
+        Raises:
+            BadInput: nobody has said how to reach a shell in this guest.
+        """
+        if self.services.ssh is None:
+            raise BadInput(
+                "this machine's guest has no agent that could start an SSH server",
+                hint="boot it as harness.link.Guest; or set machine.services.ssh",
+            )
+        return self.services.ssh()
 
     def port(self, name: str) -> socket.socket:
         """The host end of a virtio-serial port; it is connected from the start and belongs to the machine.

@@ -122,6 +122,16 @@ class GuestRam:
             base = end
         return tuple(found)
 
+    @property
+    def allocated(self) -> int:
+        """Bytes of the RAM that was ever touched: the sum of `populated`, without the search.
+
+        Raises:
+            BadInput: the machine is closed.
+        """
+        self._mapped()
+        return os.fstat(self._fd).st_blocks * 512  # st_blocks are of 512 bytes everywhere (stat(2))
+
     def read(self, gpa: int, length: int) -> bytes:
         """Copies ``length`` bytes out.
 

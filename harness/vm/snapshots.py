@@ -15,7 +15,7 @@ import xxhash
 
 from harness.images import Progress, SilentProgress
 from harness.images.store import Store
-from harness.vm.qemu import Qemu
+from harness.vm.qemu import Qemu, cpu_argument
 from harness.vm.snapshot import FORMAT, Snapshot, SnapshotUnusable, open_snapshot
 from harness.vm.spec import MachineSpec
 
@@ -133,6 +133,7 @@ def _facts(spec: MachineSpec, accelerator: str, qemu: Qemu) -> dict[str, str]:
     machine = asdict(spec)
     for name in ("kernel", "initrd", "accel"):  # the first two by contents, the last as it was decided
         del machine[name]
+    machine["cpu"] = cpu_argument(spec, accelerator)
     facts = {
         "format": str(FORMAT),
         "qemu": f"{qemu.build}, {_digest_of(qemu.path)}",

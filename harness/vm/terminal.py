@@ -45,17 +45,17 @@ class Interaction:
 
     def run(self) -> None:
         """Passes bytes both ways until Ctrl-] or the end of the guest."""
-        with _terminating_signals_unwind(), _raw(self.stdin):
-            _write_all(self.stdout, _BANNER)
+        with terminating_signals_unwind(), raw(self.stdin):
+            write_all(self.stdout, _BANNER)
             self._loop()
-            _write_all(self.stdout, b"\r\n")
+            write_all(self.stdout, b"\r\n")
 
     def _loop(self) -> None:
         shown, keys, listening = 0, b"", True
         while True:
             over = self.ended()  # read before the log, so that nothing printed last is missed
             while fresh := self.log(shown, _CHUNK):
-                _write_all(self.stdout, fresh)
+                write_all(self.stdout, fresh)
                 shown += len(fresh)
             if over:
                 return
@@ -84,13 +84,14 @@ class Interaction:
             return len(keys)  # the guest is gone; the loop sees that next
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it, however long that takes."""
     while data:
         data = data[os.write(fd, data) :]
 
 
 @contextmanager
-def _raw(fd: int) -> Iterator[None]:
+def raw(fd: int) -> Iterator[None]:
     """The terminal in raw mode; nothing happens when it is no terminal."""
     try:
         before = termios.tcgetattr(fd)
@@ -106,7 +107,7 @@ def _raw(fd: int) -> Iterator[None]:
 
 
 @contextmanager
-def _terminating_signals_unwind() -> Iterator[None]:
+def terminating_signals_unwind() -> Iterator[None]:
     """SIGTERM and SIGHUP raise SystemExit meanwhile: their default would leave the terminal raw."""
     if threading.current_thread() is not threading.main_thread():
         yield

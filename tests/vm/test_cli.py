@@ -112,3 +112,55 @@ def test_doctor_finds_this_host_ready(pytestconfig, tmp_path):
     assert done.returncode == 0, done.stdout
     assert "ready: iobmd check" in done.stdout
     assert pytestconfig.option.kernel in done.stdout
+
+
+def test_ssh_runs_one_command_as_ssh_does(pytestconfig, tmp_path):
+    (tmp_path / "in").write_text("put there\n")
+    argv = [sys.executable, "-m", "harness.cli", "ssh", "--kernel", pytestconfig.option.kernel]
+    argv += ["--accel", pytestconfig.option.accel, "--put", "in:/root/in", "--get", "/root/out:out"]
+    done = subprocess.run(
+        [*argv, "cat", "-", "/root/in;", "echo complaint >&2; echo fetched > out; exit 7"],
+        cwd=tmp_path, input="piped\n", capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (7, "piped\nput there\n"), done.stderr
+    assert done.stderr.endswith("complaint\n")
+    assert (tmp_path / "out").read_text() == "fetched\n"
+
+
+def test_ssh_gives_a_shell_of_the_terminals_size(pytestconfig, tmp_path):
+    argv = command(pytestconfig, "ssh")
+    child = pexpect.spawn(
+        argv[0], argv[1:], cwd=str(tmp_path), encoding="utf-8", timeout=120, dimensions=(31, 97)
+    )
+    try:
+        child.expect_exact("iobmd:~# ")
+        child.sendline("stty size; tty")
+        child.expect_exact("31 97\r\n/dev/pts/0\r\n")
+        child.setwinsize(20, 50)
+        child.expect_exact("iobmd:~# ")
+        child.sendline("while [ \"$(stty size)\" != '20 50' ]; do :; done; echo resized $?")
+        child.expect_exact("\nresized 0")
+        child.sendline("exit 5")
+        child.expect(pexpect.EOF, timeout=20)
+        child.close()
+        assert child.exitstatus == 5
+    finally:
+        child.close(force=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "said", "code"),
+    [("poweroff -f", "the guest has ended", 0), ("echo c > /proc/sysrq-trigger", "kernel panicked", 3)],
+)
+def test_ssh_to_a_guest_that_ends(pytestconfig, tmp_path, line, said, code):
+    argv = command(pytestconfig, "ssh")
+    child = pexpect.spawn(argv[0], argv[1:], cwd=str(tmp_path), encoding="utf-8", timeout=60)
+    try:
+        child.expect_exact("iobmd:~# ")
+        child.sendline(line)
+        child.expect_exact(said)
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == code
+    finally:
+        child.close(force=True)

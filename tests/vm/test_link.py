@@ -14,7 +14,6 @@ import pytest
 
 from harness.link import (
     ChannelBroken,
-    Guest,
     GuestOSError,
     In,
     Nr,
@@ -28,10 +27,9 @@ from harness.vm import GuestPanicked, QemuDied
 
 
 @pytest.fixture
-def victim(guest):
+def victim(fresh_guest):
     """A guest of this test's own, to be destroyed."""
-    with Guest(guest.image, guest.options) as booted:
-        yield booted
+    return fresh_guest
 
 
 class Stuck:

@@ -19,8 +19,8 @@ from harness.iokit import (
 )
 from harness.link import Guest, GuestOptions, Nr, Out
 from harness.oracle import MemoryType, Oracle, PhysRange, Unmapped
-from harness.oracle.aliases import scan
 from harness.oracle.paging import Tables
+from harness.oracle.scan import scan
 
 LINUX_PAT = 0x0407050600070106  # WB WC UC- UC WB WP UC- WT: arch/x86/mm/pat/memtype.c:pat_init
 FOUR_SLOTS = 0x0007010600070106  # the same twice four, for processors whose PAT4..7 are broken

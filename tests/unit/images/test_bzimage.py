@@ -94,6 +94,19 @@ def test_an_elf_kernel_is_taken_as_it_is(tmp_path: Path) -> None:
         (b"\xfd7zXZ\0" + bytes(100), "damaged"),
         (b"\x02\x21\x4c\x18" + struct.pack("<I", 40) + b"\xff" * 60, "damaged"),
     ],
+    # Named: what gzip writes holds the time, and workers have to agree on the tests' ids.
+    ids=[
+        "other-note",
+        "other-owner",
+        "32-bit",
+        "no-elf",
+        "lzo",
+        "short-gzip",
+        "short-bzip2",
+        "short-zstd",
+        "bad-xz",
+        "bad-lz4",
+    ],
 )
 def test_why_there_is_no_elf(tmp_path: Path, payload: bytes, why: str) -> None:
     image = tmp_path / "vmlinuz"

@@ -17,7 +17,8 @@ from harness.images import Layouts, source_root
 from harness.iokit import IOKit
 from harness.iokit import constants as k
 from harness.iokit.reference import Call, Factory, Limits, ReferenceBuffer, Role, Verdict, place
-from harness.link import GuestOSError, IoctlResult, Process
+from harness.link import GuestOSError, IoctlResult, Nr, Process
+from harness.link.frames import Protocol
 
 BASE = 0xFFFF_8880_0000_0000
 LIMITS = Limits(memory=1 << 30, top=1 << 30)
@@ -48,8 +49,9 @@ def layouts(tmp_path_factory) -> Layouts:
 class Module:
     """What the processes of one guest share."""
 
-    def __init__(self, layouts: Layouts) -> None:
+    def __init__(self, layouts: Layouts, protocol: Protocol) -> None:
         self.layouts = layouts
+        self.protocol = protocol
         self.names = {number: name for name, number in layouts.enum("iobmd_ioctl").items()}
         self.live = 0
         self.created: list[dict] = []  # what arrived with CREATE
@@ -64,11 +66,82 @@ class File:
         self.refused = 0
 
 
+class FakePending:
+    """A frame with calls, answered when it is waited for."""
+
+    def __init__(self, link, payload, what) -> None:
+        self.link, self.payload, self.what = link, payload, what
+        self.sent = self.done = False
+        self.reply = None
+
+    def send(self) -> None:
+        self.sent = True
+
+    def wait(self, _timeout, pause=None):
+        assert self.sent
+        assert pause is not None, "what a frame makes would be lost"
+        pause()
+        if self.link.before_answer:
+            self.link.before_answer(self)
+        if self.reply is None:
+            self.reply = SimpleNamespace(payload=self.link.execute(self.payload))
+        self.done = True
+        return self.reply
+
+
+class FakeLink:
+    """The agent's part of LINK_BATCH, over the fake process."""
+
+    def __init__(self, process, protocol) -> None:
+        self.process, self.protocol = process, protocol
+        self.before_answer = None  # called with the frame that is waited for
+        self.frames: list[FakePending] = []
+
+    def prepare(self, op, payload=b"", what=""):
+        assert op == self.protocol.batch
+        assert len(payload) <= self.protocol.payload_max
+        self.frames.append(FakePending(self, payload, what))
+        return self.frames[-1]
+
+    def execute(self, payload):
+        protocol = self.protocol
+        head = protocol.batch_record.unpack(payload)
+        layout = protocol.layouts.struct("link_batch_call")
+        start = protocol.batch_record.size
+        end = start + head["calls"] * layout.size
+        arena = bytearray(payload[end:].ljust(head["arena"], b"\0"))
+        results = b""
+        for at in range(start, end, layout.size):
+            result = self.one(layout.unpack(payload[at:]), arena)
+            results += result.to_bytes(8, "little", signed=True)
+        window = bytes(arena[head["out_start"] : head["out_start"] + head["out_length"]])
+        return protocol.batch_result_record.pack(made=head["calls"]) + results + window
+
+    def one(self, call, arena):
+        args = list(call["args"])
+        for index, at in enumerate(call["args"]):
+            if call["load_args"] >> index & 1:
+                args[index] = int.from_bytes(arena[at : at + 4], "little", signed=True)
+        try:
+            if call["number"] == Nr.CLOSE:
+                self.process.close(args[0])
+                return 0
+            assert (call["number"], call["arena_args"]) == (Nr.IOCTL, 4)
+            size = args[1] >> 16 & 0x3FFF  # asm-generic/ioctl.h: _IOC_SIZE
+            place = slice(args[2], args[2] + size)
+            assert place.stop <= len(arena)
+            arena[place] = self.process.ioctl(args[0], args[1], bytes(arena[place])).arg
+        except GuestOSError as error:
+            return -error.errno
+        return 0
+
+
 class FakeProcess(Process):
     """One process of the guest that has no guest."""
 
     def __init__(self, module: Module, pid: int = 1) -> None:
         super().__init__()
+        self.link = FakeLink(self, module.protocol)
         self.module, self.number = module, pid
         self.image = SimpleNamespace(layouts=module.layouts)
         self.files: dict[int, File] = {}
@@ -301,8 +374,8 @@ class FakeProcess(Process):
 
 
 @pytest.fixture
-def module(layouts):
-    return Module(layouts)
+def module(layouts, protocol):
+    return Module(layouts, protocol)
 
 
 @pytest.fixture

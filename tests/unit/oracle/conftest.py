@@ -39,6 +39,10 @@ class Ram:
     def populated(self):
         return self.ranges
 
+    @property
+    def allocated(self):
+        return sum(length for _, length in self.populated())
+
     def u64(self, gpa):
         return int.from_bytes(self.read(gpa, 8), "little")
 

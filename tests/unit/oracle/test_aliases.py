@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.oracle import aliases
-from harness.oracle.aliases import LeafTable, PhysRange, scan
+from harness.oracle import scan as scanning
+from harness.oracle.aliases import LeafTable, PhysRange
 from harness.oracle.errors import OracleError
 from harness.oracle.paging import Tables, canonical, pat_index, walk
+from harness.oracle.scan import scan
 
 PRESENT, WRITABLE, USER, PWT, PCD = 1, 2, 4, 8, 16
 NX = 1 << 63
@@ -96,7 +97,7 @@ def test_what_two_roots_share_comes_once(synthetic):
     ram.write(other.root + 2048, ram.read(one.root + 2048, 2048))
     other.map(0x40_0000, 0x6000, flags=PRESENT | USER)  # the same address, another page
     found = scan(Tables(ram), [one.root, other.root, one.root], 4)
-    assert len(found.kernel_half()) == 64
+    assert np.count_nonzero(found.va >= np.uint64(1 << 63)) == 64
     assert sorted(found.pa[found.va == 0x40_0000].tolist()) == [0x5000, 0x6000]
     assert len(found) == 66
 
@@ -113,10 +114,10 @@ def test_a_table_mapped_everywhere_is_folded_but_its_types_are_not_lost(syntheti
     for index in range(300, 400):
         ram.put_u64(tables.root + 8 * index, level3 | PRESENT)
     found = scan(Tables(ram), [tables.root], 4)
-    assert len(found) == 512 * aliases.MAX_PATHS
+    assert len(found) == 512 * scanning.MAX_PATHS
     assert found.folded > 0
     assert set(found.pat.tolist()) == {1}
-    assert found.va[0] == canonical(300 << 39, 4)
+    assert found.va.min() == canonical(300 << 39, 4)
 
 
 def test_tables_that_point_at_themselves_end(synthetic):
@@ -152,7 +153,7 @@ def test_garbage_ends_and_agrees_with_the_walk(synthetic, seed, levels, local):
 
 def test_too_many_tables_are_garbage(synthetic, monkeypatch):
     ram, tables = build(synthetic, 4, [(n << 30, 0, 1, PRESENT) for n in range(20)])
-    monkeypatch.setattr(aliases, "MAX_TABLES", 19)  # 20 gigabytes need 20 tables of the last level
+    monkeypatch.setattr(scanning, "MAX_TABLES", 19)  # 20 gigabytes need 20 tables of the last level
     with pytest.raises(OracleError, match="garbage"):
         scan(Tables(ram), [tables.root], 4)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The command line, word for word, and the search for a usable QEMU."""
 
+import dataclasses
 import stat
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from harness.errors import HostLacks
 from harness.vm import Accel, MachineSpec, find_qemu
-from harness.vm.qemu import Qemu, Wires, compose, compose_by_hand
+from harness.vm.qemu import Qemu, Wires, compose, compose_by_hand, cpu_argument
 
 QEMU = Qemu(Path("/usr/bin/qemu-system-x86_64"), "7.2.22")
 SPEC = MachineSpec(
@@ -31,7 +32,7 @@ GOLDEN = """
 -nic none
 -machine q35,memory-backend=ram,sata=off
 -accel tcg,thread=multi
--cpu max
+-cpu max,-erms,-fsrm
 -smp 2
 -m 256M
 -no-reboot
@@ -61,6 +62,24 @@ def in_lines(argv: tuple[str, ...]) -> str:
 
 def test_the_command_line_is_the_golden_one() -> None:
     assert in_lines(compose(QEMU, SPEC, "tcg", WIRES)).replace("\n/usr", "\n/usr") == GOLDEN
+
+
+@pytest.mark.parametrize(
+    ("cpu", "accelerator", "argument"),
+    [
+        ("max", "tcg", "max,-erms,-fsrm"),
+        ("max,la57=off", "tcg", "max,la57=off,-erms,-fsrm"),
+        ("max,+erms", "tcg", "max,+erms"),
+        ("max,fsrm=on", "tcg", "max,fsrm=on"),
+        ("max", "kvm", "max"),
+        ("kvm64", "tcg", "kvm64"),
+    ],
+)
+def test_tcg_does_not_promise_quick_byte_strings(cpu: str, accelerator: str, argument: str) -> None:
+    spec = dataclasses.replace(SPEC, cpu=cpu)
+    assert cpu_argument(spec, accelerator) == argument
+    argv = compose(QEMU, spec, accelerator, WIRES)
+    assert argv[argv.index("-cpu") + 1] == argument
 
 
 def test_nothing_listens_and_nothing_has_a_name() -> None:

@@ -43,7 +43,26 @@ def test_asking_populates_nothing(ram):
     assert ram.populated() == ram.populated() == ((MIB, 4096),)
 
 
+def test_counting_agrees_with_searching(ram):
+    """The oracle takes an equal count for a proof, after it has read a byte of every page it knows."""
+
+    def counted():
+        assert ram.allocated == sum(length for _, length in ram.populated())
+        return ram.allocated
+
+    assert counted() == 0
+    ram.write(MIB, b"x" * 4097)
+    ram.write(4 * GIB, b"x")
+    assert counted() == 3 * 4096
+    ram.forget(MIB, 4096)
+    assert counted() == 2 * 4096
+    assert ram.array(MIB, 1)[0] == 0  # looking at a hole fills it
+    assert counted() == 3 * 4096
+
+
 def test_a_closed_machine_has_none(ram):
     ram.close()
     with pytest.raises(BadInput):
         ram.populated()
+    with pytest.raises(BadInput):
+        _ = ram.allocated

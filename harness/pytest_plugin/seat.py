@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: MIT
+"""The guests of one pytest process: who used them last, whether they live, how they become clean again.
+
+There are two seats.  In the *session's* sits the guest all tests share; it is looked after before every test
+that uses it.  In the *fresh* one sits a second guest, from the first test that asks for one on; it is
+restored before every test that asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Iterable, Iterator
+from enum import Enum
+
+import pytest
+
+from harness.errors import GuestFailure, HarnessError
+from harness.link import Guest, Nr, Start, StartKind
+
+ATTEMPTS = 3
+"""Restores in a row that may fail before the session is given up."""
+
+_ALIVE_SECONDS = 10.0
+"""An idle guest answers in a fraction of a millisecond, one on a host out of breath in some hundred."""
+
+_WAYS = {
+    StartKind.REWOUND: "in place",
+    StartKind.RESTORED: "in a new QEMU",
+    StartKind.BOOTED: "by a boot",
+}
+
+
+class Role(Enum):
+    """What a guest is for."""
+
+    SESSION = "session"
+    FRESH = "fresh"
+
+
+class NoCleanGuest(GuestFailure):
+    """Every attempt to restore a guest has failed: no test after this one can be believed."""
+
+
+class Seat:
+    """A guest over all of its lives.
+
+    Args:
+        role: what it is for.
+        guest: started.
+        kernel: which of several kernels it runs, as typed after ``--kernel``; None where there is only one.
+        snapshots: whether it may start from a snapshot.
+
+    Attributes:
+        role: as given.
+        guest: as given.
+        kernel: as given.
+        used_by: id of the last test that used it; ``""`` before the first.
+    """
+
+    def __init__(self, role: Role, guest: Guest, kernel: str | None, *, snapshots: bool) -> None:
+        self.role = role
+        self.guest = guest
+        self.kernel = kernel
+        self.used_by = ""
+        self._snapshots = snapshots
+        self._deaths: list[str] = []
+        machine = guest.machine
+        accelerator = machine.accelerator
+        self._what = (
+            f"{guest.hello.release} ({guest.image.kernel.label}), "
+            f"QEMU {machine.qemu_version}, {accelerator.name}: {accelerator.reason}"
+        )
+        # A restore in another process brings another console, which starts empty.
+        self._console = (machine.console, 0)
+
+    def ready(self, test: str, *, clean: bool) -> None:
+        """Make the guest fit for a test: alive, and with *clean* without a trace of the tests before.
+
+        Args:
+            test: its id.
+            clean: restore it whatever its state; one nobody has used yet is clean.
+
+        Raises:
+            NoCleanGuest: it had to be restored, and that failed `ATTEMPTS` times in a row.
+        """
+        if self.used_by:
+            found = self._what_is_wrong(ask=not clean)
+            if found is not None or clean:
+                self._restore()
+            if found is not None and self.role is Role.SESSION:  # to be killed is what a fresh one is for
+                self._deaths.append(
+                    f"the session guest died in {self.used_by}: {_told(found)}; {self.guest.start} for {test}"
+                )
+        self.used_by = test
+        self._console = (self.guest.machine.console, len(self.guest.machine.console.text()))
+
+    def console_since_ready(self) -> str:
+        """What the kernel has said since `ready`."""
+        console, start = self._console
+        current = self.guest.machine.console
+        return current.text()[start if current is console else 0 :]
+
+    def summary(self) -> tuple[str, ...]:
+        """Lines for the end of the session: what it was, how it started, the restores, the deaths."""
+        first, *later = self.guest.starts
+        head = self._what if self.role is Role.SESSION else f"a second guest, {self.guest.hello.release}"
+        # A boot that was not the second choice is the first of its kind.
+        new = self._snapshots and first.how is StartKind.BOOTED and not first.why
+        parts = [head, f"{first} (its snapshot was made)" if new else str(first)]
+        if later:
+            parts.append(describe_restores(later))
+        return ("; ".join(parts), *self._deaths)
+
+    def _what_is_wrong(self, *, ask: bool) -> HarnessError | None:
+        """Find out whether the guest is alive; with *ask* it has to say so itself, by one of its workers."""
+        try:
+            self.guest.machine.check()
+            if ask:
+                self.guest.link.syscall(Nr.GETPID, timeout=_ALIVE_SECONDS, what="a sign of life")
+        except HarnessError as found:
+            return found
+        return None
+
+    def _restore(self) -> None:
+        failures: list[HarnessError] = []
+        while len(failures) < ATTEMPTS:
+            try:
+                self.guest.restore()
+            except HarnessError as error:
+                failures.append(error)
+            else:
+                return
+        last = failures[-1]
+        raise NoCleanGuest(
+            f"the {self.role.value} guest could not be restored, {ATTEMPTS} times in a row; the session ends",
+            tried=f"to make it clean after {self.used_by}",
+            observed="; ".join(dict.fromkeys(failure.summary for failure in failures)),
+            hint=last.hint or "iobmd doctor says what this host lacks; --no-snapshot boots guests instead",
+            evidence=last.evidence,
+        ) from last
+
+
+_SEATS = pytest.StashKey[dict[Role, Seat]]()
+_LINES = pytest.StashKey[list[str]]()
+
+
+@contextlib.contextmanager
+def taken(config: pytest.Config, seat: Seat) -> Iterator[Seat]:
+    """Keep a seat among the session's while the block runs; its summary stays."""
+    seats = config.stash.setdefault(_SEATS, {})
+    seats[seat.role] = seat
+    try:
+        yield seat
+    finally:
+        del seats[seat.role]
+        lines(config).extend(seat.summary())
+
+
+def seat_of(config: pytest.Config, role: Role) -> Seat | None:
+    """Return the seat of this process, if a guest sits there now."""
+    return config.stash.get(_SEATS, {}).get(role)
+
+
+def lines(config: pytest.Config) -> list[str]:
+    """Return what to say at the end of the session; add to it what should be said as well."""
+    return config.stash.setdefault(_LINES, [])
+
+
+def roles_of(item: pytest.Item) -> tuple[Role, ...]:
+    """Return which guests a test uses by the names of its fixtures, the one it is about first."""
+    names = set(getattr(item, "fixturenames", ()))
+    fresh = "fresh_guest" in names
+    found = [Role.FRESH] if fresh else []
+    if "guest" in names or ("iobmd_subject" in names and not fresh):
+        found.append(Role.SESSION)
+    return tuple(found)
+
+
+def seats_of(item: pytest.Item) -> tuple[Seat, ...]:
+    """Return the seats a test uses and that are taken, by guests of the test's kernel."""
+    callspec = getattr(item, "callspec", None)
+    kernel = callspec.params.get("guest_image") if callspec is not None else None
+    found = (seat_of(item.config, role) for role in roles_of(item))
+    return tuple(seat for seat in found if seat is not None and seat.kernel == kernel)
+
+
+def _told(error: HarnessError) -> str:
+    """One line of an error."""
+    return error.summary + (f" ({error.observed})" if error.observed else "")
+
+
+def describe_restores(starts: Iterable[Start]) -> str:
+    """Say how often a guest became clean again, by which way, and how long that took in the middle."""
+    starts = list(starts)
+    parts = []
+    for how, words in _WAYS.items():
+        seconds = [start.seconds for start in starts if start.how is how]
+        if seconds:
+            parts.append(f"{len(seconds)} {words} ({1000 * statistics.median(seconds):.0f} ms)")
+    times = "once" if len(starts) == 1 else f"{len(starts)} times"
+    return f"restored {times}: {', '.join(parts)}"
