@@ -9,6 +9,8 @@ import pytest
 
 from harness.errors import GuestFailure
 from harness.forensics import LineTable, SplatKind, Symbols, Taint, backtraces, splats
+from harness.forensics.kallsyms import symbols_in
+from harness.forensics.kernel_log import numbers
 
 LINE = re.compile(r"([0-9a-f]{16}) ([tTwW]) (\S+)(?:\t\[(\w+)\])?")
 KERNEL_HALF = 0xFFFF_8000_0000_0000
@@ -36,6 +38,27 @@ def test_every_function_has_the_kernels_own_name(guest, symbols):
         assert frame.symbol in known
         assert symbols.is_code(address)
     assert symbols.address("jiffies_64") >= KERNEL_HALF
+
+
+def test_the_table_in_memory_is_what_the_kernel_tells(guest):
+    facts = numbers(guest.machine.ram.read(guest.vitals.note, 4096))
+    read = [
+        f"{address:016x} {letter} {name}" for address, letter, name in symbols_in(guest.machine.ram, facts)
+    ]
+    told = guest.read_file("/proc/kallsyms").decode().splitlines()
+    assert read == [line for line in told if "\t[" not in line and line >= "ffff8"]
+    assert len(read) > 50_000
+
+
+def test_a_dead_guest_that_was_never_asked(fresh_guest):
+    fresh_guest.machine.qmp.execute("stop")
+    try:
+        symbols = Symbols.known(fresh_guest)
+        assert symbols is not None
+        assert symbols.name(symbols.address("do_idle") + 3).startswith("do_idle+0x3/")
+        assert backtraces(fresh_guest.machine, symbols)[0].rip.size
+    finally:
+        fresh_guest.machine.qmp.execute("cont")
 
 
 def test_every_function_of_the_module_has_source_lines(guest, symbols):

@@ -70,6 +70,8 @@ class FakeGuest:
             module=SimpleNamespace(ko=ko),
         )
         self.hello = SimpleNamespace(boot_nonce=nonce)
+        self.vitals = SimpleNamespace(note=None)
+        self.machine = SimpleNamespace(ram=None)
         self.asked = []
         self.files = {
             "/proc/kallsyms": kallsyms(slide),
