@@ -7,6 +7,7 @@ kallsyms.c writes it): names are strings of token numbers, each with its length 
 """
 
 import struct
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import Final, Protocol
 
@@ -63,7 +64,7 @@ def symbols_in(memory: Memory, facts: Mapping[str, int]) -> Iterator[tuple[int, 
         raise Unreadable(f"the kernel does not say where its {missing[0]} is")
     try:
         yield from _symbols(memory, facts)
-    except (HarnessError, struct.error, IndexError) as error:
+    except (HarnessError, struct.error, LookupError, ValueError) as error:
         raise Unreadable(f"the kernel's symbol table cannot be read: {error}") from error
 
 
@@ -78,10 +79,7 @@ def _symbols(memory: Memory, facts: Mapping[str, int]) -> Iterator[tuple[int, st
     offsets = struct.unpack(f"<{count}i", at("kallsyms_offsets", 4 * count))
     tokens = _tokens(at)
     start = facts["kallsyms_names"] - _KERNEL_MAP + facts["phys_base"]
-    room = count * _PACKED
-    while room and not memory.contains(start, room):
-        room //= 2
-    packed = memory.read(start, room)
+    packed = memory.read(start, _room(memory, start, count * _PACKED))
     # Addresses of per-CPU variables are kept as they are, the others below the base (ABSOLUTE_PERCPU); a
     # kernel without that knows only offsets above it.
     percpu = any(offset < 0 for offset in offsets)
@@ -103,6 +101,12 @@ def _symbols(memory: Memory, facts: Mapping[str, int]) -> Iterator[tuple[int, st
         if spelled and address & _MASK >= _KERNEL_HALF:
             text = spelled.decode("utf-8", "replace")
             yield address & _MASK, text[0], text[1:]
+
+
+def _room(memory: Memory, start: int, most: int) -> int:
+    """How many of *most* bytes from an address are RAM."""
+    sizes = range(most + 1)
+    return bisect_left(sizes, True, lo=1, key=lambda size: not memory.contains(start, size)) - 1
 
 
 def _tokens(at: "_Reader") -> list[bytes]:

@@ -71,9 +71,9 @@ def packed(symbols, *, percpu=True, tokens=("in", "er", "_")):
         "kallsyms_num_syms": struct.pack("<I", len(symbols)),
         "kallsyms_relative_base": struct.pack("<Q", relative),
         "kallsyms_offsets": struct.pack(f"<{len(offsets)}i", *offsets),
-        "kallsyms_names": names,
         "kallsyms_token_table": table,
         "kallsyms_token_index": struct.pack("<256H", *index),
+        "kallsyms_names": names,
     }.items():
         memory.put(at + PHYS_BASE, data)
         facts[name] = MAP + at
@@ -88,6 +88,13 @@ def test_all_symbols_of_the_kernel_half():
 
 def test_a_kernel_without_absolute_per_cpu_offsets():
     memory, facts = packed(SYMBOLS[1:], percpu=False)
+    assert list(symbols_in(memory, facts)) == SYMBOLS[1:]
+
+
+def test_names_at_the_end_of_memory():
+    memory, facts = packed(SYMBOLS)
+    last = facts["kallsyms_names"] - MAP + PHYS_BASE
+    del memory.data[last + sum(len(name) + 3 for _, _, name in SYMBOLS) :]
     assert list(symbols_in(memory, facts)) == SYMBOLS[1:]
 
 
@@ -143,6 +150,15 @@ def test_what_a_healthy_guest_had_serves_a_dead_one_elsewhere(tmp_path):
     symbols = Symbols.known(dead)
     assert symbols.slide == 0x1C00_0000
     assert symbols.name(TEXT + 0x1C00_0101) == "inner+0x1/0x80"
+
+
+def test_a_table_that_contradicts_the_kernel_is_not_believed(tmp_path):
+    memory, facts = packed(SYMBOLS)
+    guest = dead_guest(tmp_path, memory, {**facts, "_stext": TEXT + 0x40})
+    told = f"{TEXT + 0x40:016x} T _stext\n{TEXT + 0x50:016x} T told\n{TEXT + 0x60:016x} T end\n".encode()
+    guest.read_file = lambda path: {"/proc/modules": b"", "/proc/kallsyms": told}[path]
+    guest.image.kernel.modules = tmp_path
+    assert Symbols.of(guest).name(TEXT + 0x50) == "told+0x0/0x10"
 
 
 def test_a_guest_without_a_word_in_memory_has_no_names(tmp_path):
