@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from harness.errors import GuestFailure, HarnessError
 from harness.link import pci
 from harness.link.start import REWIND_SECONDS_MAX, Start, StartKind, prove, remember
+from harness.link.vitals import Vitals
 from harness.vm import (
     AcceleratorVerdict,
     Machine,
@@ -21,6 +22,7 @@ from harness.vm import (
     SnapshotStore,
     SnapshotUnusable,
     find_qemu,
+    process_stat,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class Origin:
             self._slot = snapshots.slot(spec, verdict.name, find_qemu())
         self._snapshot: Snapshot | None = None
         self._machine: Machine | None = None
+        self._boot_cpu = 0.0
         self._stack = ExitStack()
         self._born = 0.0  # host's monotonic time at which the QEMU was started from the snapshot
 
@@ -97,13 +100,20 @@ class Origin:
         if self._machine is not None:
             self._machine.restart(snapshot)
         else:
-            machine = Machine(self._spec, accelerator=self._verdict, snapshot=snapshot)
+            machine = Machine(
+                self._spec,
+                accelerator=self._verdict,
+                snapshot=snapshot,
+                timeout_scale=self._guest.options.timeout_scale,
+            )
             self._guest.machine = self._machine = self._stack.enter_context(machine)
         return False
 
     def _from(self, snapshot: Snapshot, put_back: Callable[[Snapshot], bool]) -> Start:
         """Restore by *put_back*, which tells whether it is the same QEMU as before; prove what came of it."""
         guest, memo = self._guest, dict(snapshot.memo)
+        guest.vitals = Vitals.recall(memo)
+        guest.wait_as(guest.deadlines.measured(float(memo["boot_cpu_seconds"])))
         since = time.monotonic()
         same = put_back(snapshot)
         if not same:
@@ -148,11 +158,15 @@ class Origin:
         self._enter(None)
         self._guest.attach(0)
         self._guest.hello = self._guest.first_reply(since)
-        return Start(StartKind.BOOTED, time.monotonic() - since)
+        start = Start(StartKind.BOOTED, time.monotonic() - since)
+        self._boot_cpu = process_stat(self._guest.machine.pid)[1]
+        self._guest.wait_as(self._guest.deadlines.measured(self._boot_cpu))
+        self._guest.vitals = Vitals.take(self._guest)
+        return start
 
     def _save(self, folder: Path, slot: Slot, boot_seconds: float) -> None:
         guest = self._guest
-        memo: dict[str, Any] = remember(guest, boot_seconds)
+        memo: dict[str, Any] = remember(guest, boot_seconds) | {"boot_cpu_seconds": self._boot_cpu}
         if self._spec.devices:
             memo["pci"] = pci.headers(guest)
         guest.link.hold(memo["ticket"])
