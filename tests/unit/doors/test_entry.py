@@ -58,11 +58,12 @@ def test_who_ignores_ctrl_c_is_not_interrupted():
     assert process.wait(60) == 0
 
 
-def test_a_reader_that_has_gone():
+@pytest.mark.parametrize("words", ["clauses", "--version", "doctor"])
+def test_a_reader_that_has_gone(words):
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        done = _run("clauses", stdout=writing)
+        done = _run(words, stdout=writing)
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
