@@ -201,3 +201,24 @@ def test_what_fails_while_everything_is_ended_does_not_hide_why(door, stop, tmp_
     else:
         assert door(late) == 130
     assert not (tmp_path / "cache" / "bugs").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_that_hangs_is_cut_short(number):
+    script = (
+        "import os, time\n"
+        "from harness import cli, entry\n"
+        "def hang():\n"
+        "    try:\n"
+        "        os.write(1, b'.'); time.sleep(60)\n"
+        "    finally:\n"
+        "        time.sleep(60)\n"
+        "cli.main = hang\n"
+        "entry._ORDERLY_SECONDS = 0.3\n"
+        "entry.main()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    process.stdout.read(1)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + number
