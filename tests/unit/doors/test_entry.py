@@ -22,8 +22,16 @@ IOBMD = [sys.executable, "-m", "harness"]
 
 
 def _run(*words: str, **options) -> subprocess.CompletedProcess[str]:
+    # Buffered, as it is for users: what cannot be written shows at the end only.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(
-        [*IOBMD, *words], check=False, stderr=subprocess.PIPE, text=True, timeout=60, **options
+        [*IOBMD, *words],
+        check=False,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env=environment,
+        **options,
     )
 
 
@@ -58,19 +66,21 @@ def test_who_ignores_ctrl_c_is_not_interrupted():
     assert process.wait(60) == 0
 
 
-def test_a_reader_that_has_gone():
+@pytest.mark.parametrize("words", ["clauses", "--version", "doctor"])
+def test_a_reader_that_has_gone(words):
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        done = _run("clauses", stdout=writing)
+        done = _run(words, stdout=writing)
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_full_disk_under_standard_output():
+@pytest.mark.parametrize("words", ["clauses", "doctor"])
+def test_a_full_disk_under_standard_output(words):
     with Path("/dev/full").open("w") as full:
-        done = _run("clauses", stdout=full)
+        done = _run(words, stdout=full)
     assert done.returncode == FailureKind.HOST_EXHAUSTED.exit_code
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
@@ -173,3 +183,42 @@ def test_reports_do_not_pile_up(monkeypatch, tmp_path):
 def test_the_exit_code_is_the_kinds(door, error, code, tmp_path):
     assert door(error) == code
     assert not (tmp_path / "cache" / "bugs").exists()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)], ids=["ctrl-c", "sigterm"])
+def test_what_fails_while_everything_is_ended_does_not_hide_why(door, stop, tmp_path):
+    try:
+        try:
+            raise stop
+        finally:
+            raise GuestFailure("noise on the way out")
+    except GuestFailure as error:
+        late = error
+    if isinstance(stop, SystemExit):
+        with pytest.raises(SystemExit) as caught:
+            door(late)
+        assert caught.value.code == 143
+    else:
+        assert door(late) == 130
+    assert not (tmp_path / "cache" / "bugs").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_that_hangs_is_cut_short(number):
+    script = (
+        "import os, time\n"
+        "from harness import cli, entry\n"
+        "def hang():\n"
+        "    try:\n"
+        "        os.write(1, b'.'); time.sleep(60)\n"
+        "    finally:\n"
+        "        time.sleep(60)\n"
+        "cli.main = hang\n"
+        "entry._ORDERLY_SECONDS = 0.3\n"
+        "entry.main()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    process.stdout.read(1)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + number
