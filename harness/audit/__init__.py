@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: MIT
+"""Judging the DMA buffers of any driver: the ledger's records, and the book they are replayed into."""
+
+from harness.audit.book import Book, Violation
+from harness.audit.events import Decoder, Direction, Event, Flag, Kind, Piece, check_layouts
+from harness.audit.ledger import Ledger, build_ledger
+from harness.audit.live import Entry, Live
+
+__all__ = [
+    "Book",
+    "Decoder",
+    "Direction",
+    "Entry",
+    "Event",
+    "Flag",
+    "Kind",
+    "Ledger",
+    "Live",
+    "Piece",
+    "Violation",
+    "build_ledger",
+    "check_layouts",
+]

@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef DMA_LEDGER_MODULES_H
+#define DMA_LEDGER_MODULES_H
+
+#include <linux/types.h>
+
+int ledger_modules_watch(void);
+void ledger_modules_unwatch(void);
+u32 ledger_module_of(unsigned long address);
+
+#endif /* DMA_LEDGER_MODULES_H */

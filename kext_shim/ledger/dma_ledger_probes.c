@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: GPL-2.0
+#include <linux/kprobes.h>
+#include <linux/printk.h>
+
+#include "dma_ledger_enter.h"
+#include "dma_ledger_leave.h"
+#include "dma_ledger_probes.h"
+
+/* Calls that may be under way at once, per function; more are missed. */
+#define CALLS_AT_ONCE 128
+
+/*
+ * A function that is watched.  One that begins something is watched when it
+ * returns, one that ends something when it is called, so that no address is
+ * handed out again before its end is in the ring.
+ */
+struct watch {
+	const char *names[2];
+	u16 kind;
+	ledger_enter_fn *enter;
+	ledger_leave_fn *leave;
+	struct kretprobe probe;
+	bool armed;
+};
+
+#define BEGINS(_kind, _name, _enter, _leave)                        \
+	{                                                           \
+		.names = { _name }, .kind = _kind, .enter = _enter, \
+		.leave = _leave,                                    \
+	}
+#define ENDS(_kind, _name, _enter)                             \
+	{                                                      \
+		.names = { _name, "__" _name }, .kind = _kind, \
+		.enter = _enter,                               \
+	}
+
+static struct watch watches[] = {
+	BEGINS(DMA_LEDGER_ALLOC, "dma_alloc_attrs", ledger_enter_alloc,
+	       ledger_leave_alloc),
+	ENDS(DMA_LEDGER_FREE, "dma_free_attrs", ledger_enter_free),
+	BEGINS(DMA_LEDGER_ALLOC_PAGES, "dma_alloc_pages",
+	       ledger_enter_alloc_pages, ledger_leave_alloc_pages),
+	ENDS(DMA_LEDGER_FREE_PAGES, "dma_free_pages", ledger_enter_free_pages),
+	BEGINS(DMA_LEDGER_ALLOC_NONCONTIGUOUS, "dma_alloc_noncontiguous",
+	       ledger_enter_alloc_noncontiguous,
+	       ledger_leave_alloc_noncontiguous),
+	ENDS(DMA_LEDGER_FREE_NONCONTIGUOUS, "dma_free_noncontiguous",
+	     ledger_enter_free_noncontiguous),
+	BEGINS(DMA_LEDGER_MAP_PAGE, "dma_map_page_attrs", ledger_enter_map_page,
+	       ledger_leave_map),
+	ENDS(DMA_LEDGER_UNMAP_PAGE, "dma_unmap_page_attrs",
+	     ledger_enter_address),
+	BEGINS(DMA_LEDGER_MAP_SG, "dma_map_sg_attrs", ledger_enter_list,
+	       ledger_leave_list),
+	BEGINS(DMA_LEDGER_MAP_SGTABLE, "dma_map_sgtable", ledger_enter_sgtable,
+	       ledger_leave_sgtable),
+	ENDS(DMA_LEDGER_UNMAP_SG, "dma_unmap_sg_attrs", ledger_enter_list),
+	BEGINS(DMA_LEDGER_MAP_RESOURCE, "dma_map_resource",
+	       ledger_enter_map_resource, ledger_leave_map),
+	ENDS(DMA_LEDGER_UNMAP_RESOURCE, "dma_unmap_resource",
+	     ledger_enter_address),
+	ENDS(DMA_LEDGER_SYNC_FOR_CPU, "dma_sync_single_for_cpu",
+	     ledger_enter_address),
+	ENDS(DMA_LEDGER_SYNC_FOR_DEVICE, "dma_sync_single_for_device",
+	     ledger_enter_address),
+	ENDS(DMA_LEDGER_SYNC_SG_FOR_CPU, "dma_sync_sg_for_cpu",
+	     ledger_enter_list),
+	ENDS(DMA_LEDGER_SYNC_SG_FOR_DEVICE, "dma_sync_sg_for_device",
+	     ledger_enter_list),
+	BEGINS(DMA_LEDGER_POOL_CREATE, "dma_pool_create",
+	       ledger_enter_pool_create, ledger_leave_pool_create),
+	BEGINS(DMA_LEDGER_POOL_ALLOC, "dma_pool_alloc", ledger_enter_pool_alloc,
+	       ledger_leave_pool_alloc),
+	ENDS(DMA_LEDGER_POOL_FREE, "dma_pool_free", ledger_enter_pool_free),
+	ENDS(DMA_LEDGER_POOL_DESTROY, "dma_pool_destroy",
+	     ledger_enter_pool_destroy),
+	BEGINS(DMA_LEDGER_SET_MASK, "dma_set_mask", ledger_enter_mask,
+	       ledger_leave_mask),
+	BEGINS(DMA_LEDGER_SET_COHERENT_MASK, "dma_set_coherent_mask",
+	       ledger_enter_mask, ledger_leave_mask),
+	BEGINS(DMA_LEDGER_MMAP, "dma_mmap_attrs", ledger_enter_mmap,
+	       ledger_leave_mmap),
+	BEGINS(DMA_LEDGER_MEMORY_UC, "set_memory_uc", ledger_enter_memory,
+	       ledger_leave_status),
+	BEGINS(DMA_LEDGER_MEMORY_WC, "set_memory_wc", ledger_enter_memory,
+	       ledger_leave_status),
+	BEGINS(DMA_LEDGER_MEMORY_WB, "set_memory_wb", ledger_enter_memory,
+	       ledger_leave_status),
+	BEGINS(DMA_LEDGER_PAGES_UC, "set_pages_uc", ledger_enter_pages,
+	       ledger_leave_status),
+	BEGINS(DMA_LEDGER_PAGES_WB, "set_pages_wb", ledger_enter_pages,
+	       ledger_leave_status),
+	BEGINS(DMA_LEDGER_PAGES_ARRAY_UC, "set_pages_array_uc",
+	       ledger_enter_pages_array, ledger_leave_status),
+	BEGINS(DMA_LEDGER_PAGES_ARRAY_WC, "set_pages_array_wc",
+	       ledger_enter_pages_array, ledger_leave_status),
+	BEGINS(DMA_LEDGER_PAGES_ARRAY_WB, "set_pages_array_wb",
+	       ledger_enter_pages_array, ledger_leave_status),
+};
+
+static int called(struct kprobe *probe, struct pt_regs *regs)
+{
+	const struct watch *watch = container_of(probe, struct watch, probe.kp);
+	struct ledger_call call = {};
+
+	ledger_record_begin(&call.record, watch->kind, regs);
+	watch->enter(&call, regs);
+	ledger_record_write(&call.record);
+	return 0;
+}
+
+static int entered(struct kretprobe_instance *instance, struct pt_regs *regs)
+{
+	const struct watch *watch =
+		container_of(get_kretprobe(instance), struct watch, probe);
+	struct ledger_call *call = (struct ledger_call *)instance->data;
+
+	call->argument = 0;
+	call->entries = 0;
+	ledger_record_begin(&call->record, watch->kind, regs);
+	watch->enter(call, regs);
+	return 0;
+}
+
+static int left(struct kretprobe_instance *instance, struct pt_regs *regs)
+{
+	const struct watch *watch =
+		container_of(get_kretprobe(instance), struct watch, probe);
+
+	watch->leave((struct ledger_call *)instance->data,
+		     regs_return_value(regs));
+	return 0;
+}
+
+static int arm_as(struct watch *watch, const char *name)
+{
+	/* A probe that could not be registered is not fit for another try. */
+	memset(&watch->probe, 0, sizeof(watch->probe));
+	watch->probe.kp.symbol_name = name;
+	if (!watch->leave) {
+		watch->probe.kp.pre_handler = called;
+		return register_kprobe(&watch->probe.kp);
+	}
+	watch->probe.entry_handler = entered;
+	watch->probe.handler = left;
+	watch->probe.data_size = sizeof(struct ledger_call);
+	watch->probe.maxactive = CALLS_AT_ONCE;
+	return register_kretprobe(&watch->probe);
+}
+
+static int arm(struct watch *watch)
+{
+	int error = arm_as(watch, watch->names[0]);
+
+	if (error && watch->names[1])
+		error = arm_as(watch, watch->names[1]);
+	watch->armed = !error;
+	return error;
+}
+
+static void disarm(struct watch *watch)
+{
+	if (!watch->armed)
+		return;
+	if (watch->leave)
+		unregister_kretprobe(&watch->probe);
+	else
+		unregister_kprobe(&watch->probe.kp);
+	watch->armed = false;
+}
+
+/**
+ * ledger_probes_arm - watch the DMA API
+ *
+ * A function this kernel does not have is not watched; which ones are, says
+ * ledger_probes_armed().
+ *
+ * Return: 0, or a negative errno if not even allocations can be watched.
+ */
+int ledger_probes_arm(void)
+{
+	unsigned int i;
+	int error;
+
+	for (i = 0; i < ARRAY_SIZE(watches); i++) {
+		error = arm(&watches[i]);
+		if (error)
+			pr_warn("dma_ledger: %s is not watched: error %d\n",
+				watches[i].names[0], error);
+		/* The first two are what a ledger is about. */
+		if (error && i < 2) {
+			ledger_probes_disarm();
+			return error;
+		}
+	}
+	return 0;
+}
+
+/** ledger_probes_disarm - watch nothing; no probe runs when this returns */
+void ledger_probes_disarm(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(watches); i++)
+		disarm(&watches[i]);
+}
+
+/**
+ * ledger_probes_armed - what is watched
+ *
+ * Return: a bit per enum dma_ledger_kind.
+ */
+u64 ledger_probes_armed(void)
+{
+	u64 armed = 0;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(watches); i++)
+		if (watches[i].armed)
+			armed |= BIT_ULL(watches[i].kind);
+	return armed;
+}
+
+/**
+ * ledger_probes_missed - calls that no probe could be run for
+ *
+ * Return: how many, since the probes were armed.
+ */
+u64 ledger_probes_missed(void)
+{
+	u64 missed = 0;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(watches); i++)
+		missed +=
+			watches[i].probe.nmissed + watches[i].probe.kp.nmissed;
+	return missed;
+}
