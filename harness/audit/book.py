@@ -225,19 +225,21 @@ class Book:
         self.mappings.end(event.device, entry, event)
 
     def _sync(self, event: Event) -> None:
-        entry = self.mappings.around(event.device, event.bus)
-        if entry is None:
-            # Pages made for streaming are synced without being mapped.
-            entry = self.buffers.around(event.device, event.bus)
-        if entry is None:
-            past = self.mappings.past(event.device, event.bus)
-            if past is not None:
-                self._note("use-after-unmap", event, past, f"unmapped at record {_end(past)}")
-            elif self.whole:
-                self._note("use-after-unmap", event, None, f"nothing is mapped at {event.bus:#x}")
-        elif entry.direction not in (Direction.BIDIRECTIONAL, event.direction):
-            how = f"{entry.direction.name} synced as {event.direction.name}"
-            self._note("sync-direction", event, entry, how)
+        # Pages made for streaming are synced without being mapped.
+        first: Entry | None = None
+        for live in (self.mappings, self.buffers):
+            for entry in live.around(event.device, event.bus):
+                if entry.direction in (Direction.BIDIRECTIONAL, event.direction):
+                    return
+                first = first or entry
+        past = self.mappings.past(event.device, event.bus)
+        if first is not None:
+            how = f"{first.direction.name} synced as {event.direction.name}"
+            self._note("sync-direction", event, first, how)
+        elif past is not None:
+            self._note("use-after-unmap", event, past, f"unmapped at record {_end(past)}")
+        elif self.whole:
+            self._note("use-after-unmap", event, None, f"nothing is mapped at {event.bus:#x}")
 
     def _pool_create(self, event: Event) -> None:
         if not event.error:

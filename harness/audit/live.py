@@ -57,6 +57,7 @@ class Live:
         self._starts: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self._numbers: dict[int, Entry] = {}
         self._past: dict[Key, Entry] = {}
+        self._longest = 0  # bytes; nothing reaches further back than this
 
     def __len__(self) -> int:
         """How many are alive."""
@@ -69,25 +70,23 @@ class Live:
     def add(self, owner: int, entry: Entry) -> None:
         """Note an entry; several can be at one address: the same page mapped twice."""
         self._exact.setdefault((owner, entry.made.bus), []).append(entry)
-        for start, _ in bus_ranges(entry.made):
+        for start, length in bus_ranges(entry.made):
             insort(self._starts[owner], (start, entry.made.number))
+            self._longest = max(self._longest, length)
         self._numbers[entry.made.number] = entry
 
     def at(self, owner: int, bus: int) -> list[Entry]:
         """Return those that begin at an address, the oldest first."""
         return self._exact.get((owner, bus), [])
 
-    def around(self, owner: int, bus: int) -> Entry | None:
-        """Return one that an address lies in, if there is one."""
-        exact = self.at(owner, bus)
-        if exact:
-            return exact[-1]
+    def around(self, owner: int, bus: int) -> Iterator[Entry]:
+        """Yield those that an address lies in, the nearest start first."""
         starts = self._starts[owner]
-        place = bisect_right(starts, (bus, 1 << 64))
-        for _, number in reversed(starts[:place]):
+        for start, number in _backwards(starts, bisect_right(starts, (bus, 1 << 64))):
+            if start + self._longest <= bus:
+                return
             if bus in self._numbers[number]:
-                return self._numbers[number]
-        return None
+                yield self._numbers[number]
 
     def past(self, owner: int, bus: int) -> Entry | None:
         """Return the last one that began at an address and has ended."""
@@ -106,3 +105,8 @@ class Live:
         del self._numbers[entry.made.number]
         entry.ended = event
         self._past[key] = entry
+
+
+def _backwards(rows: list[Key], end: int) -> Iterator[Key]:
+    """Yield the rows before a place from the last on, without a copy of them."""
+    return (rows[place] for place in range(end - 1, -1, -1))
