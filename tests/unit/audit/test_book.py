@@ -125,6 +125,13 @@ RIGHT = {
     "both directions": [mapped(direction=BOTH), synced(direction=FROM), unmapped(direction=BOTH)],
     "a part": [mapped(), synced(bus=BUS + 50, size=50), unmapped()],
     "one page twice": [mapped(), mapped(direction=FROM), unmapped(), unmapped(direction=FROM)],
+    "the other stays": [
+        mapped(),
+        mapped(bus=BUS + PAGE),
+        unmapped(),
+        synced(bus=BUS + PAGE + 8),
+        unmapped(bus=BUS + PAGE),
+    ],
     "a list": [listed(), synced(bus=BUS + PAGE + 8, kind=Kind.SYNC_SG_FOR_CPU), listed(Kind.UNMAP_SG)],
     "a table": [listed(Kind.MAP_SGTABLE), listed(Kind.UNMAP_SG)],
     "the type restored": [alloc(), typed(Kind.MEMORY_WC), typed(Kind.MEMORY_WB), free()],
