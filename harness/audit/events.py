@@ -179,9 +179,11 @@ class Event:
 
 
 _TEXTS = ("driver", "subsystem", "name")
-_PLAIN = (
+_COLUMNS = (
     *("time", "cpu", "pid", "device", "mask", "coherent_mask", "boundary", "size", "bus", "physical"),
     *("attrs", "gfp", "owner", "error"),
+    # decoded further
+    *("sequence", "direction", "flags", "virtual_address", "module", "stack", "frames", *_TEXTS),
 )
 
 
@@ -236,9 +238,11 @@ class Decoder:
         if len(rows) and np.any(np.diff(rows["sequence"].astype(np.int64)) != 1):
             raise BadInput("records are missing between those that were read")
         pieces, modules = rows.view(self._piece), rows.view(self._module)
+        kinds, counts = rows["kind"].tolist(), rows["pieces"].tolist()
+        columns = {name: rows[name].tolist() for name in _COLUMNS}
         at = 0
         while at < len(rows):
-            kind = Kind(rows["kind"][at])
+            kind = Kind(kinds[at])
             if kind is Kind.PIECE:
                 raise BadInput("a piece follows no call", observed=f"record {int(rows['sequence'][at]) - 1}")
             if kind in (Kind.MODULE_COMING, Kind.MODULE_GOING):
@@ -246,11 +250,12 @@ class Decoder:
                 yield self._moved(kind, modules[at])
                 at += 1
                 continue
-            end = at + 1 + int(rows["pieces"][at])
+            end = at + 1 + counts[at]
             if end > len(rows):
                 break
             self._rest = rows[end:]
-            yield self._called(kind, rows[at], pieces[at + 1 : end])
+            row = {name: column[at] for name, column in columns.items()}
+            yield self._called(kind, row, pieces[at + 1 : end])
             at = end
         self._rest = rows[at:].copy()
 
@@ -267,22 +272,21 @@ class Decoder:
             init=bool(row["init"]),
         )
 
-    def _called(self, kind: Kind, row: Any, pieces: NDArray[Any]) -> Event:
-        number = int(row["sequence"]) - 1
+    def _called(self, kind: Kind, row: dict[str, Any], pieces: NDArray[Any]) -> Event:
+        number = row.pop("sequence") - 1
         if len(pieces) and not np.all((pieces["kind"] == Kind.PIECE) & (pieces["parent"] == number)):
             raise BadInput("a call's pieces are not its own", observed=f"record {number}")
-        plain = {name: row[name].item() for name in _PLAIN}
-        texts = {name: row[name].decode("utf-8", "replace") for name in _TEXTS}
-        runs = pieces[["physical", "length", "bus", "bus_length"]].tolist()
+        for name in _TEXTS:
+            row[name] = row[name].decode("utf-8", "replace")
+        runs = pieces[["physical", "length", "bus", "bus_length"]].tolist() if len(pieces) else ()
         return Event(
             number=number,
             kind=kind,
-            direction=Direction(int(row["direction"])),
-            flags=Flag(int(row["flags"])),
-            virtual=int(row["virtual_address"]),
-            module=self.modules.get(int(row["module"]), ""),
-            stack=tuple(row["stack"][: row["frames"]].tolist()),
+            direction=Direction(row.pop("direction")),
+            flags=Flag(row.pop("flags")),
+            virtual=row.pop("virtual_address"),
+            module=self.modules.get(row.pop("module"), ""),
+            stack=tuple(row.pop("stack")[: row.pop("frames")]),
             pieces=tuple(Piece(*run) for run in runs),
-            **texts,
-            **plain,
+            **row,
         )
