@@ -260,7 +260,7 @@ class Decoder:
         self._rest = rows[at:].copy()
 
     def _moved(self, kind: Kind, row: Any) -> Event:
-        name = row["name"].decode("utf-8", "replace")
+        name = _text(row["name"])
         self.modules[int(row["id"])] = name
         return Event(
             number=int(row["sequence"]) - 1,
@@ -277,7 +277,7 @@ class Decoder:
         if len(pieces) and not np.all((pieces["kind"] == Kind.PIECE) & (pieces["parent"] == number)):
             raise BadInput("a call's pieces are not its own", observed=f"record {number}")
         for name in _TEXTS:
-            row[name] = row[name].decode("utf-8", "replace")
+            row[name] = _text(row[name])
         runs = pieces[["physical", "length", "bus", "bus_length"]].tolist() if len(pieces) else ()
         return Event(
             number=number,
@@ -290,3 +290,8 @@ class Decoder:
             pieces=tuple(Piece(*run) for run in runs),
             **row,
         )
+
+
+def _text(field: bytes) -> str:
+    """Return a C string; what lies behind its end is of no meaning."""
+    return field.partition(b"\0")[0].decode("utf-8", "replace")

@@ -30,7 +30,7 @@ def stream(layouts):
         "module": 3,
         "frames": 2,
     }
-    texts = {"driver": b"e1000e", "subsystem": b"pci", "name": b"0000:00:02.0", "stack": [5, 6, 7]}
+    texts = {"driver": b"e1000e", "subsystem": b"pci\0form", "name": b"0000:00:02.0", "stack": [5, 6, 7]}
     numbers = {"size": 8192, "bus": 0xFFFF_F000, "virtual_address": (1 << 64) - 4096, "error": -12, "cpu": 1}
     piece = {"kind": int(Kind.PIECE), "parent": 1, "length": 4096, "physical": 0x5000}
     return rows_of(
