@@ -2,6 +2,8 @@
 """The texts of the rules, and the gallery that has to break each of them."""
 
 import importlib.util
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 RULES = tomllib.loads((ROOT / "harness" / "audit" / "rules.toml").read_text(encoding="utf-8"))
+NAMES = ("set_memory", "vmalloc", "dma_", "x86")  # a sentence may begin with one
 KEYS = {"sentence", "why", "read", "observed"}
 # Judged on every buffer, and no driver can break them by itself: they would be the kernel's faults.
 NOT_A_DRIVERS = {"not-where-claimed", "not-zeroed"}
@@ -43,7 +46,7 @@ def test_a_rule_says_all_there_is_to_say(name):
         assert text == text.strip()
         assert text.isprintable()
         if key in {"sentence", "why", "limits"}:
-            assert text[0].isupper() or text.split()[0].startswith(("set_memory", "vmalloc", "dma_", "x86")), key
+            assert text[0].isupper() or text.startswith(NAMES), key
             assert text.endswith("."), key
     assert rule["read"].startswith(("Documentation/", "arch/", "kernel/", "include/"))
     assert ", " in rule["read"]  # a file and where in it
@@ -67,6 +70,14 @@ def test_a_driver_is_what_it_says(driver):
     assert {path.name for path in driver.folder.iterdir()} == {"Kbuild", f"{driver.name}.c"}
     if driver.rule:
         assert f"/* FAULT: {driver.rule} */" in source.splitlines()[driver.line - 1]
+
+
+@pytest.mark.skipif(shutil.which("clang-format") is None, reason="clang-format is not installed")
+def test_clang_format_has_nothing_to_say():
+    files = [str(driver.folder / f"{driver.name}.c") for driver in DRIVERS]
+    argv = ["clang-format", "--dry-run", "-Werror", "--style=file", *files]
+    ran = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
 
 
 HEAD = ["// SPDX-License-Identifier: GPL-2.0", "/* It does a thing. */"]

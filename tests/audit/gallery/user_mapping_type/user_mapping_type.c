@@ -19,6 +19,8 @@ static int map_it(struct file *file, struct vm_area_struct *vma)
 	int error;
 
 	error = vm_insert_page(vma, vma->vm_start, page); /* FAULT: user-mapping-type */
+	if (error)
+		pr_info("no page for user space: %d\n", error);
 	return error;
 }
 
