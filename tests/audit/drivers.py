@@ -8,6 +8,9 @@ A driver is a folder with a Kbuild and one C file of the same name.  Comments in
     /* NEEDS: word word */                    what it needs to show itself, words of NEEDS
     statement; /* FAULT: rule */              the line a finding has to name
 
+The marked line is one that a call stack can name: where a device is given a wrong address, what is marked is
+the call that should have made it right.  ``virt_to_phys`` alone has no such call and marks the use.
+
 A driver has one FAULT or some TWIN, never both and never neither.  Its parameters ``va`` and ``dma`` are what
 an observer has to be told until the ledger finds them by itself: address in the kernel, address on the bus.
 """

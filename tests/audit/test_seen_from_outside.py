@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Faults of the gallery that show in page tables and bytes, without a word from anybody inside."""
+"""Faults of the gallery that show without a ledger: in page tables, in bytes, in the kernel's own words."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 from audit_drivers import Driver, drivers
 from audit_stage import KERNELS, PAGE, Region, Show, Stage
 
+from harness.forensics import LineTable
 from harness.oracle import MemoryType
 
 WB, WC, UC_MINUS = MemoryType.WB, MemoryType.WC, MemoryType.UC_MINUS
@@ -177,3 +179,20 @@ def test_a_write_the_iommu_has_to_stop(shown):
 @of("unreachable", "permission_well")
 def test_a_read_where_nothing_is_mapped(shown):
     assert ("DMAR: [DMA Read" in shown.log()) == bool(shown.driver.rule)
+
+
+@of("dma_from_stack", "dma_from_vmalloc", "vmalloc_well")
+def test_the_kernel_refuses_memory_without_a_bus_address(shown):
+    """Inline, before anything is called that could be probed: the warning is in the driver's own code."""
+    said = shown.log()
+    assert ("rejecting DMA map of vmalloc memory" in said) == bool(shown.driver.rule)
+    if shown.driver.rule:
+        name = shown.driver.name
+        rip = re.search(rf"RIP: 0010:(\w+)\+0x([0-9a-f]+)/0x([0-9a-f]+) \[{name}\]", said)
+        assert rip is not None
+        table = LineTable.of(shown.build.ko_debug)
+        place = (rip[1], int(rip[2], 16))
+        chain = table.lookup(*place, module=name, size=int(rip[3], 16), exact=True)
+        assert (f"{name}.c", shown.driver.line) in [
+            (step.file.rpartition("/")[2], step.line) for step in chain
+        ]

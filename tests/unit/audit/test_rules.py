@@ -41,7 +41,7 @@ def test_a_rule_says_all_there_is_to_say(name):
     rule = RULES["rule"][name]
     assert set(rule) >= KEYS
     assert set(rule) <= KEYS | {"limits"}
-    assert rule["observed"] in {"ledger", "oracle", "both"}
+    assert rule["observed"] in {"ledger", "oracle", "both", "log"}
     for key, text in rule.items():
         assert text == text.strip()
         assert text.isprintable()

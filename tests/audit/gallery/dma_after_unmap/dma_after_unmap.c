@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Starts its device on a buffer that it has just unmapped. */
+/* Unmaps its buffer before its device is done with it. */
 /* NEEDS: edu iommu */
 #include <linux/delay.h>
 #include <linux/dma-mapping.h>
@@ -60,8 +60,8 @@ static int start(struct device *dev)
 	}
 	va = (unsigned long)buffer;
 	dma = bus;
-	dma_unmap_single(dev, bus, PAGE_SIZE, DMA_FROM_DEVICE);
-	move(INSIDE, bus, 64, TO_RAM); /* FAULT: use-after-unmap */
+	dma_unmap_single(dev, bus, PAGE_SIZE, DMA_FROM_DEVICE); /* FAULT: use-after-unmap */
+	move(INSIDE, bus, 64, TO_RAM);
 	return 0;
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Begins one page behind what it mapped: no mapping is there. */
+/* Maps one page and sends its device to a second one. */
 /* NEEDS: edu iommu */
 #include <linux/delay.h>
 #include <linux/dma-mapping.h>
@@ -53,14 +53,14 @@ static int start(struct device *dev)
 	if (!buffer)
 		return -ENOMEM;
 	memset(buffer, 0x5a, PAGE_SIZE); /* the device's own memory is zero */
-	bus = dma_map_single(dev, buffer, PAGE_SIZE, DMA_TO_DEVICE);
+	bus = dma_map_single(dev, buffer, PAGE_SIZE, DMA_TO_DEVICE); /* FAULT: unreachable-bus-address */
 	if (dma_mapping_error(dev, bus)) {
 		kfree(buffer);
 		return -EIO;
 	}
 	va = (unsigned long)buffer;
 	dma = bus;
-	move(bus + PAGE_SIZE, INSIDE, 64, 0); /* FAULT: unreachable-bus-address */
+	move(bus + PAGE_SIZE, INSIDE, 64, 0);
 	return 0;
 }
 

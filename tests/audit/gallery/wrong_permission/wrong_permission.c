@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Lets its device write where it is mapped to read only. */
+/* Maps to the device what the device is going to write. */
 /* NEEDS: edu iommu */
 #include <linux/delay.h>
 #include <linux/dma-mapping.h>
@@ -53,14 +53,14 @@ static int start(struct device *dev)
 	if (!buffer)
 		return -ENOMEM;
 	memset(buffer, 0x5a, PAGE_SIZE); /* the device's own memory is zero */
-	bus = dma_map_single(dev, buffer, PAGE_SIZE, DMA_TO_DEVICE);
+	bus = dma_map_single(dev, buffer, PAGE_SIZE, DMA_TO_DEVICE); /* FAULT: wrong-iommu-permission */
 	if (dma_mapping_error(dev, bus)) {
 		kfree(buffer);
 		return -EIO;
 	}
 	va = (unsigned long)buffer;
 	dma = bus;
-	move(INSIDE, bus, 64, TO_RAM); /* FAULT: wrong-iommu-permission */
+	move(INSIDE, bus, 64, TO_RAM);
 	return 0;
 }
 
