@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Finds its device unfit after it has allocated, and frees before it returns. */
+/* TWIN: leak-on-error */
+/* NEEDS: refusal */
+#include <linux/dma-mapping.h>
+#include <linux/module.h>
+#include <linux/platform_device.h>
+
+static void *ring;
+static dma_addr_t bus;
+
+static void stop(void *dev)
+{
+	dma_free_coherent(dev, 8192, ring, bus);
+}
+
+static int start(struct device *dev)
+{
+	ring = dma_alloc_coherent(dev, 8192, &bus, GFP_KERNEL);
+	if (!ring)
+		return -ENOMEM;
+	stop(dev);
+	return -ENODEV;
+}
+
+static int probe(struct platform_device *pdev)
+{
+	int error = start(&pdev->dev);
+
+	if (error)
+		return error;
+	return devm_add_action_or_reset(&pdev->dev, stop, &pdev->dev);
+}
+
+static struct platform_driver driver = {
+	.driver = { .name = KBUILD_MODNAME },
+	.probe = probe,
+};
+static struct platform_device *device;
+
+static int __init load(void)
+{
+	int error;
+
+	device = platform_device_register_simple(KBUILD_MODNAME, -1, NULL, 0);
+	if (IS_ERR(device))
+		return PTR_ERR(device);
+	error = platform_driver_register(&driver);
+	if (error)
+		platform_device_unregister(device);
+	return error;
+}
+
+static void __exit unload(void)
+{
+	platform_driver_unregister(&driver);
+	platform_device_unregister(device);
+}
+
+module_init(load);
+module_exit(unload);
+MODULE_DESCRIPTION("Gallery: error well");
+MODULE_LICENSE("GPL");

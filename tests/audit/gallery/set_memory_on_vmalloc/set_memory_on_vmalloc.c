@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Makes vmalloc memory write-combined: the kernel's book of types is about another address. */
+#include <linux/dma-mapping.h>
+#include <linux/module.h>
+#include <linux/platform_device.h>
+#include <linux/set_memory.h>
+#include <linux/vmalloc.h>
+
+static unsigned long va;
+module_param(va, ulong, 0444);
+
+static void *area;
+
+static int start(struct device *dev)
+{
+	int error;
+
+	area = vmalloc(PAGE_SIZE);
+	if (!area)
+		return -ENOMEM;
+	va = (unsigned long)area;
+	error = set_memory_wc(va, 1); /* FAULT: set-memory-on-vmalloc */
+	if (error)
+		vfree(area);
+	return error;
+}
+
+static void stop(void *dev)
+{
+	set_memory_wb(va, 1);
+	vfree(area);
+}
+
+static int probe(struct platform_device *pdev)
+{
+	int error = start(&pdev->dev);
+
+	if (error)
+		return error;
+	return devm_add_action_or_reset(&pdev->dev, stop, &pdev->dev);
+}
+
+static struct platform_driver driver = {
+	.driver = { .name = KBUILD_MODNAME },
+	.probe = probe,
+};
+static struct platform_device *device;
+
+static int __init load(void)
+{
+	int error;
+
+	device = platform_device_register_simple(KBUILD_MODNAME, -1, NULL, 0);
+	if (IS_ERR(device))
+		return PTR_ERR(device);
+	error = platform_driver_register(&driver);
+	if (error)
+		platform_device_unregister(device);
+	return error;
+}
+
+static void __exit unload(void)
+{
+	platform_driver_unregister(&driver);
+	platform_device_unregister(device);
+}
+
+module_init(load);
+module_exit(unload);
+MODULE_DESCRIPTION("Gallery: set memory on vmalloc");
+MODULE_LICENSE("GPL");
