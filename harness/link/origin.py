@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from harness.errors import GuestFailure, HarnessError
 from harness.link import pci
 from harness.link.start import Start, StartKind, prove, remember
+from harness.link.vitals import Vitals
 from harness.vm import (
     AcceleratorVerdict,
     Machine,
@@ -21,6 +22,7 @@ from harness.vm import (
     SnapshotStore,
     SnapshotUnusable,
     find_qemu,
+    process_stat,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class Origin:
             self._slot = snapshots.slot(spec, verdict.name, find_qemu())
         self._snapshot: Snapshot | None = None
         self._machine: Machine | None = None
+        self._boot_cpu = 0.0
         self._stack = ExitStack()
 
     def begin(self, stack: ExitStack) -> Start:
@@ -102,6 +105,8 @@ class Origin:
     def _from(self, snapshot: Snapshot, put_back: Callable[[Snapshot], bool]) -> Start:
         """Restore by *put_back*, which tells whether it is the same QEMU as before; prove what came of it."""
         guest, memo = self._guest, dict(snapshot.memo)
+        guest.vitals = Vitals.recall(memo)
+        guest.wait_as(guest.deadlines.measured(float(memo["boot_cpu_seconds"])))
         since = time.monotonic()
         same = put_back(snapshot)
         guest.attach(int(memo["ticket"]))
@@ -144,11 +149,15 @@ class Origin:
         self._enter(None)
         self._guest.attach(0)
         self._guest.hello = self._guest.first_reply(since)
-        return Start(StartKind.BOOTED, time.monotonic() - since)
+        start = Start(StartKind.BOOTED, time.monotonic() - since)
+        self._boot_cpu = process_stat(self._guest.machine.pid)[1]
+        self._guest.wait_as(self._guest.deadlines.measured(self._boot_cpu))
+        self._guest.vitals = Vitals.take(self._guest)
+        return start
 
     def _save(self, folder: Path, slot: Slot, boot_seconds: float) -> None:
         guest = self._guest
-        memo: dict[str, Any] = remember(guest, boot_seconds)
+        memo: dict[str, Any] = remember(guest, boot_seconds) | {"boot_cpu_seconds": self._boot_cpu}
         if self._spec.devices:
             memo["pci"] = pci.headers(guest)
         guest.link.hold(memo["ticket"])

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from harness.link.guest import Guest
     from harness.link.link import Hello
 
-_PROOF_SECONDS: Final = 10.0
 _CLOCK_MONOTONIC: Final = 1
 #: How far the guest's clocks may be off: a busy host holds a reply back that long before anything is wrong.
 _CLOCK_SLACK_NS: Final = 5 * 10**9
@@ -62,6 +61,7 @@ def remember(guest: "Guest", boot_seconds: float) -> dict[str, Any]:
         "monotonic_ns": seconds * 10**9 + nanoseconds,
         "ticket": int.from_bytes(os.urandom(8), "little") | 1,
         "boot_seconds": boot_seconds,
+        **guest.vitals.memo(),
     }
 
 
@@ -78,11 +78,11 @@ def prove(guest: "Guest", memo: dict[str, Any], since: float) -> "Hello":
         RequestTimedOut: the agent does not answer.
         GuestSilent: the console does not.
     """
-    console = guest.machine.console
+    console, seconds = guest.machine.console, guest.deadlines.proof
     mark = console.mark()
-    hello = guest.link.hello(_PROOF_SECONDS)
+    hello = guest.link.hello(seconds)
     nonce = os.urandom(16)
-    resumed = guest.link.resume(nonce, time.time_ns(), _PROOF_SECONDS)
+    resumed = guest.link.resume(nonce, time.time_ns(), seconds)
     passed = int((time.monotonic() - since) * 10**9)
     earliest = int(memo["monotonic_ns"])
     doubts = {
@@ -97,5 +97,5 @@ def prove(guest: "Guest", memo: dict[str, Any], since: float) -> "Hello":
     doubt = next((text for text, found in doubts.items() if found), "")
     if doubt:
         raise NotRestored("the guest is not the one the snapshot was made of", observed=doubt)
-    console.wait_for(f"^{RESTORED_LINE} {nonce.hex()}", _PROOF_SECONDS, since=mark)
+    console.wait_for(f"^{RESTORED_LINE} {nonce.hex()}", seconds, since=mark)
     return replace(hello, restore_nonce=nonce)

@@ -20,6 +20,8 @@ from harness.vm.errors import QemuStuck, Scene, describe_status
 #: Seconds that each step of the ladder quit -> SIGTERM -> SIGKILL may take.
 GRACE_SECONDS: Final = 2.0
 _KILL_SECONDS: Final = 10.0
+#: In which proc(5) counts; fixed on x86 (include/asm-generic/param.h).
+_USER_HZ: Final = 100
 
 #: The parent may die after the fork and before prctl(PR_SET_PDEATHSIG) took effect. Then nobody is left to
 #: deliver the signal, but the parent pid has changed: look at it once the signal is armed.
@@ -41,6 +43,19 @@ def guarded(argv: Sequence[str]) -> list[str]:
         )
     # execve keeps the death signal and the pid, so the shell and setpriv leave nothing of themselves.
     return [setpriv, "--pdeathsig", "KILL", "/bin/sh", "-c", _STILL_PARENT, str(os.getpid()), *argv]
+
+
+def process_stat(pid: int) -> tuple[str, float]:
+    """What proc(5) says of a process: its state's letter, and the processor time it has used, in seconds.
+
+    Returns:
+        ``("", 0.0)`` when there is none.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "", 0.0
+    return fields[0], (int(fields[11]) + int(fields[12])) / _USER_HZ
 
 
 class Process:

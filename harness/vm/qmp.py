@@ -137,6 +137,16 @@ class Qmp:
             command, lambda session: session.execute(command, {**(arguments or {}), **members}), timeout
         )
 
+    def ask(self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float) -> Any:
+        """`execute` for who examines a machine in trouble: an error is told at once and without evidence.
+
+        Raises:
+            QmpFailure: as `execute`; the end of QEMU is a QmpLost here.
+        """
+        if self._closed:
+            raise QmpLost("the machine protocol is closed", command=command)
+        return self._run(command, self._session.execute(command, arguments), timeout)
+
     def hmp(self, line: str, *, timeout: float = DEADLINE) -> str:
         """Executes a line of QEMU's human monitor, such as ``"info mtree"``, and returns what it prints."""
         return str(self.execute("human-monitor-command", {"command-line": line}, timeout=timeout))

@@ -21,7 +21,7 @@ from harness.images.store import read_json, write_json
 from harness.vm.ram import GuestRam
 
 #: Changes when a snapshot made by an older version of this package must not be used any more.
-FORMAT: Final = 1
+FORMAT: Final = 2
 _RAM, _STATE, _META = "ram", "state", "snapshot.json"
 #: Runs of zero bytes shorter than this are stored like anything else: fewer extents are quicker to put back.
 _GRAIN: Final = 64 << 10
