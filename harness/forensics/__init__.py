@@ -15,14 +15,14 @@ from harness.errors import (
 from harness.forensics.diagnose import diagnose
 from harness.forensics.errors import KernelTainted
 from harness.forensics.kernel_log import KernelLog
-from harness.link import AgentDead, ChannelBroken, KernelHung, OperationTimedOut
-from harness.vm import GuestPanicked, QemuDied, QemuStuck
 from harness.forensics.lines import LineTable, SourceLine
 from harness.forensics.parse import splats
 from harness.forensics.splat import Frame, Splat, SplatKind, Stack, deduplicated
 from harness.forensics.symbols import Symbols
 from harness.forensics.taint import Taint, taint_diff
 from harness.forensics.vcpus import Vcpu, vcpus
+from harness.link import AgentDead, ChannelBroken, KernelHung, OperationTimedOut
+from harness.vm import GuestPanicked, QemuDied, QemuStuck
 
 __all__ = [
     "AgentDead",

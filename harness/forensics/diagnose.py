@@ -22,9 +22,9 @@ from harness.errors import (
     Sign,
     exhaustion,
 )
+from harness.forensics.activity import Activity, activities
 from harness.forensics.kernel_log import KernelLog
 from harness.forensics.probes import Probes
-from harness.forensics.activity import Activity, activities
 from harness.link import AgentDead, ChannelBroken, KernelHung, OperationTimedOut, RequestTimedOut
 from harness.vm import GuestSilent, MachineFailure, QemuDied, QemuStuck, QmpLost, QmpSilent, Scene
 
