@@ -40,14 +40,16 @@ from harness.pytest_plugin.asked import (
     progress,
     uncaptured,
 )
+from harness.pytest_plugin.attribution import current
 from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, lines, seats_of, taken
+from harness.pytest_plugin.watch import acquaint
 from harness.pytest_plugin.workers import capped
 from harness.vm import Machine
 
 if TYPE_CHECKING:
     from harness.link.ssh import Ssh
 
-pytest_plugins = ("harness.pytest_plugin.workers",)
+pytest_plugins = ("harness.pytest_plugin.workers", "harness.pytest_plugin.attribution")
 
 _KERNEL = pytest.StashKey[str | None]()
 _ORACLES = pytest.StashKey[WeakKeyDictionary[Guest, Oracle]]()
@@ -214,7 +216,11 @@ def _seated(config: pytest.Config, image: GuestImage, role: Role) -> Iterator[Se
     with contextlib.ExitStack() as stack:
         with in_its_own_words():
             started = stack.enter_context(make_guest(options, image, progress(config)))
-        seat = Seat(role, started, config.stash[_KERNEL], snapshots=options.snapshot)
+        with in_its_own_words():
+            acquaint(started)
+            seat = Seat(role, started, config.stash[_KERNEL], snapshots=options.snapshot)
+            if role is Role.SESSION:  # the fresh one is made ready by its fixture
+                seat.ready(current(config), clean=False)
         yield stack.enter_context(taken(config, seat))
 
 
