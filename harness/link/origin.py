@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.errors import GuestFailure, HarnessError
 from harness.link import pci
-from harness.link.start import Start, StartKind, prove, remember
+from harness.link.start import REWIND_SECONDS_MAX, Start, StartKind, prove, remember
 from harness.link.vitals import Vitals
 from harness.vm import (
     AcceleratorVerdict,
@@ -59,6 +59,7 @@ class Origin:
         self._machine: Machine | None = None
         self._boot_cpu = 0.0
         self._stack = ExitStack()
+        self._born = 0.0  # host's monotonic time at which the QEMU was started from the snapshot
 
     def begin(self, stack: ExitStack) -> Start:
         """Start the guest for the first time.
@@ -85,8 +86,9 @@ class Origin:
             GuestFailure: it does not even boot any more.
         """
         if self._snapshot is not None and self._machine is not None:
-            with suppress(*_FAILED):  # what is wrong with this QEMU need not be wrong with another
-                return self._from(self._snapshot, self._machine.restore)
+            if time.monotonic() - self._born < REWIND_SECONDS_MAX:
+                with suppress(*_FAILED):  # what is wrong with this QEMU need not be wrong with another
+                    return self._from(self._snapshot, self._machine.restore)
             try:
                 return self._from(self._snapshot, self._enter)
             except _FAILED as error:
@@ -109,8 +111,10 @@ class Origin:
         guest.wait_as(guest.deadlines.measured(float(memo["boot_cpu_seconds"])))
         since = time.monotonic()
         same = put_back(snapshot)
+        if not same:
+            self._born = since
         guest.attach(int(memo["ticket"]))
-        guest.hello = prove(guest, memo, since)
+        guest.hello = prove(guest, memo, self._born)
         if self._spec.devices:
             pci.put_back(guest, memo["pci"])
         self._snapshot = snapshot

@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     from harness.link.link import Hello
 
 _CLOCK_MONOTONIC: Final = 1
-#: How far the guest's clocks may be off: a busy host holds a reply back that long before anything is wrong.
+#: How far the guest's time of day may be off: a busy host holds a reply back that long.
 _CLOCK_SLACK_NS: Final = 5 * 10**9
+#: How long one QEMU may go on being put back. TCG's time-stamp counter never runs backwards within a process
+#: (softmmu/cpu-timers.c: cpu_get_ticks_locked, whose cpu_ticks_prev no saved state holds), so a guest's
+#: monotonic clock is ahead of its snapshot by as long as the lives before lasted. A leap of 20 s would be a
+#: lockup to the kernel's watchdog.
+REWIND_SECONDS_MAX: Final = 8.0
 
 
 class StartKind(Enum):
@@ -71,7 +76,7 @@ def prove(guest: "Guest", memo: dict[str, Any], since: float) -> "Hello":
     Args:
         guest: its machine was just restored.
         memo: from `remember`.
-        since: host's monotonic time in seconds from which on its clock may have gone on.
+        since: host's monotonic time in seconds at which its QEMU started the guest.
 
     Raises:
         NotRestored: it is another guest, or its clock is not the snapshot's.
