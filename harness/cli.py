@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness import doctor
+from harness import doctor, repro
 from harness.contract.catalogue import catalogue
 from harness.contract.engine import all_checks, judge
 from harness.contract.model import ClauseResult, Verdict
@@ -37,6 +37,7 @@ examples:
   iobmd clauses F04                        what F04 promises, who says so, how it is decided
   iobmd boot                               look around in a guest (Ctrl-] leaves)
   iobmd ssh dmesg                          one command in a guest, its output and exit status
+  iobmd repro results/latest/TEST          one failed test again
   iobmd doctor                             what this host can do, what is missing
 """
 
@@ -114,6 +115,13 @@ def _parser() -> argparse.ArgumentParser:
         add_options(command.add_argument)
         command.add_argument("--refresh", action="store_true",
                              help="look for a newer version of the recipe's kernel first")  # fmt: skip
+
+    again = commands.add_parser(
+        "repro", help="run one failed test again, on the same kernel, machine and seeds"
+    )
+    again.add_argument("folder", metavar="RESULTS_DIR", type=Path,
+                       help="what pytest printed beside the failure: results/latest/TEST")  # fmt: skip
+    again.set_defaults(run=lambda found: repro.run(found.folder, RichProgress()))
 
     explain = commands.add_parser("clauses", help="what a clause promises, who says so, how it is decided")
     explain.add_argument(

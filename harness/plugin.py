@@ -30,7 +30,7 @@ from harness.iokit import IOKit
 from harness.link import Guest
 from harness.options import add_options, make_guest, prepare
 from harness.oracle import Oracle
-from harness.pytest_plugin import evidence
+from harness.pytest_plugin import attribution, evidence
 from harness.pytest_plugin.asked import (
     in_its_own_words,
     is_worker,
@@ -40,7 +40,8 @@ from harness.pytest_plugin.asked import (
     progress,
     uncaptured,
 )
-from harness.pytest_plugin.attribution import current
+from harness.pytest_plugin.attribution import current, failure_kind
+from harness.pytest_plugin.runs import KEEP_RUNS
 from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, lines, seats_of, taken
 from harness.pytest_plugin.watch import acquaint
 from harness.pytest_plugin.workers import capped
@@ -49,7 +50,11 @@ from harness.vm import Machine
 if TYPE_CHECKING:
     from harness.link.ssh import Ssh
 
-pytest_plugins = ("harness.pytest_plugin.workers", "harness.pytest_plugin.attribution")
+pytest_plugins = (
+    "harness.pytest_plugin.workers",
+    "harness.pytest_plugin.attribution",
+    "harness.pytest_plugin.runs",
+)
 
 _KERNEL = pytest.StashKey[str | None]()
 _ORACLES = pytest.StashKey[WeakKeyDictionary[Guest, Oracle]]()
@@ -65,7 +70,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
     group.addoption(
         "--results", metavar="DIR", type=Path, default=Path("results"),
-        help="where failing tests leave console, QEMU command line and how to repeat; default %(default)s",
+        help="where failing tests leave console, QEMU's logs and how to repeat; default %(default)s",
+    )  # fmt: skip
+    group.addoption(
+        "--keep-runs", metavar="N", type=int, default=KEEP_RUNS,
+        help="how many runs with failures stay in the results folder; default %(default)s",
+    )  # fmt: skip
+    group.addoption(
+        "--dump-on-failure", action="store_true",
+        help="keep the guest's memory of a failed test as well, as an ELF core: as large as --memory",
     )  # fmt: skip
 
 
@@ -192,10 +205,12 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keep the evidence of a failure while the guest is still there."""
-    report = yield
     seats = seats_of(item)
     if call.when == "setup":
         item.user_properties += evidence.properties(item, seats)
+    kind = failure_kind(call.excinfo.value) if call.excinfo is not None else None
+    item.user_properties += attribution.properties(kind, attribution.blame_of(item).trouble(call.when))
+    report = yield
     if report.failed and seats:
         evidence.attach(item, call, report, seats)
     return report

@@ -93,7 +93,7 @@ def current(config: pytest.Config) -> str:
 
 
 def failure_kind(error: BaseException | None) -> FailureKind | None:
-    """Return the kind of what failed a test, through whatever was raised because of it; None: no error of ours."""
+    """Return the kind of what failed a test, through whatever was raised because of it; None: not ours."""
     seen = 0
     while error is not None and seen < 8:
         if isinstance(error, HarnessError):
@@ -103,7 +103,7 @@ def failure_kind(error: BaseException | None) -> FailureKind | None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
     """See what came up while the fixtures were made."""
     item.config.stash[_CURRENT] = item.nodeid
     blame_of(item)
@@ -115,13 +115,13 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """See what came up while the test ran."""
     return (yield from _phase(item, "call", list(seats_of(item))))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
     """See what came up while the fixtures were taken down."""
     blame = blame_of(item)
     for seat in seats_of(item):
@@ -243,7 +243,7 @@ def _report(item: pytest.Item, trouble: Trouble) -> None:
     report = pytest.TestReport(
         nodeid=item.nodeid,
         location=item.location,
-        keywords={name: 1 for name in item.keywords},
+        keywords=dict.fromkeys(item.keywords, 1),
         outcome="failed",
         longrepr=text,
         when="teardown",

@@ -156,7 +156,9 @@ class Seat:
                 f"the session guest died in {self.used_by}: {_told(found)}; {start} for {test}"
             )
         elif self._sick:
-            self._deaths.append(f"the session guest was left by {self.used_by}: {self._sick}; {start} for {test}")
+            self._deaths.append(
+                f"the session guest was left by {self.used_by}: {self._sick}; {start} for {test}"
+            )
 
     def _restore(self, test: str) -> None:
         failures: list[HarnessError] = []

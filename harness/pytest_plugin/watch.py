@@ -37,6 +37,7 @@ _NO_TROUBLE: Final = (
     Taint.OOT_MODULE | Taint.UNSIGNED_MODULE | Taint.USER | Taint.PROPRIETARY_MODULE | Taint.CRAP | Taint.TEST
 )
 
+_NONE: Final = Taint(0)
 _NUMBERS = itertools.count(1)
 
 
@@ -52,7 +53,7 @@ class Trouble:
     """
 
     splats: tuple[Splat, ...] = ()
-    taint: Taint = Taint(0)
+    taint: Taint = _NONE
     said: str = ""
     died: HarnessError | None = None
 
@@ -108,7 +109,7 @@ class Watch:
         self._console = guest.machine.console
         self._seen = self._began = self._console.mark()
         self._clean: Taint | None = None
-        self._taint = Taint(0)
+        self._taint = _NONE
         self._shows_marks = True
 
     @property
@@ -170,7 +171,7 @@ class Watch:
         self._console = self._guest.machine.console
         self._seen = self._began = self._console.mark()
         self._generation = self._guest.generation
-        self._taint = self._clean or Taint(0)
+        self._taint = self._clean or _NONE
         self._shows_marks = True
 
     def said(self) -> str:
@@ -194,7 +195,7 @@ class Watch:
 
     def _look(self, after: Taint, died: HarnessError | None) -> Trouble:
         if died is None and self._generation != self._guest.generation:
-            fresh = after & ~(self._clean or Taint(0))  # restored meanwhile, to what it was at first
+            fresh = after & ~(self._clean or _NONE)  # restored meanwhile, to what it was at first
         else:
             fresh = after & ~self._taint
         text = self._unseen()
@@ -260,5 +261,3 @@ def _searched(console: Console, since: int) -> str:
     half = _SEARCHED_MAX // 2
     head = console.raw(since, half).decode("utf-8", "replace")
     return f"{head}\n{console.text(console.mark() - half)}"
-
-
