@@ -50,8 +50,8 @@ class KernelFiles:
         Raises:
             OSError: its file cannot be read any more.
         """
-        paths = (str(path) for path in (kernel.vmlinuz, kernel.modules, kernel.headers))
-        return cls(name, kernel.release, *paths, digest=digest(kernel.vmlinuz))
+        vmlinuz, modules, headers = map(str, (kernel.vmlinuz, kernel.modules, kernel.headers))
+        return cls(name, kernel.release, vmlinuz, modules, headers, digest(kernel.vmlinuz))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from harness.pytest_plugin.seat import Seat, seats_of, take_late
 from harness.pytest_plugin.watch import Trouble
 
 _MARKER = "expect_oops"
+_NAMED = "iobmd_named"
 _NO_PHASE = (pytest.exit.Exception, KeyboardInterrupt, SystemExit)
 
 _CURRENT = pytest.StashKey[str]()
@@ -96,8 +97,9 @@ def failure_kind(error: BaseException | None) -> FailureKind | None:
     """Return the kind of what failed a test, through whatever was raised because of it; None: not ours."""
     seen = 0
     while error is not None and seen < 8:
-        if isinstance(error, HarnessError):
-            return error.kind
+        named = getattr(error, _NAMED, error)
+        if isinstance(named, HarnessError):
+            return named.kind
         error, seen = error.__cause__ or error.__context__, seen + 1
     return None
 
@@ -199,7 +201,7 @@ def _in_words(trouble: Trouble, summary: str) -> BaseException:
         summary, taints=trouble.taint.names, splats=tuple(splat.title for splat in trouble.splats)
     )
     failed = pytest.fail.Exception(f"{summary}\n\n{trouble.render()}", pytrace=False)
-    failed.__cause__ = cause
+    setattr(failed, _NAMED, cause)  # as its cause it would be printed above it
     return failed
 
 

@@ -157,7 +157,7 @@ class Seat:
             )
         elif self._sick:
             self._deaths.append(
-                f"the session guest was left by {self.used_by}: {self._sick}; {start} for {test}"
+                f"the session guest was not left well by {self.used_by}: {self._sick}; {start} for {test}"
             )
 
     def _restore(self, test: str) -> None:

@@ -9,6 +9,7 @@ to work for.
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -38,6 +39,8 @@ _NO_TROUBLE: Final = (
 )
 
 _NONE: Final = Taint(0)
+#: Marks may come in the middle of a report, of which they are no part.
+_MARK_LINES: Final = re.compile(r"^.*iobmd-test: \d+ (?:begins|ends|goes on).*\n?", re.MULTILINE)
 _NUMBERS = itertools.count(1)
 
 
@@ -228,6 +231,7 @@ class Watch:
         self._generation = self._guest.generation
 
     def _trouble(self, text: str, fresh: Taint, died: HarnessError | None = None) -> Trouble:
+        text = _MARK_LINES.sub("", text)
         found = _faults(splats(text))
         if found:
             found = _faults(splats(text, lines=lines_of(self._guest)))
