@@ -122,7 +122,7 @@ def _keep(
     except OSError as failed:  # a full disk must not take the report of the failure with it
         return Kept(None, [f"not kept: {failed}"])
     named = f"{kind.word}: {kind.meaning}\n\n" if kind is not None else ""
-    kept.put("error.txt", lambda: f"{named}in its {phase}:\n{error}\n")
+    kept.put("error.txt", lambda: f"{named}{error}\n")
     kept.put("repro.json", lambda: json.dumps(repeat.record(item, kind, seats), indent=2) + "\n")
     kept.put("repeat.sh", lambda: f"cd {shlex.quote(str(item.config.rootpath))}\n{repeat.command(item)}\n")
     for seat in seats:
