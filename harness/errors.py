@@ -6,7 +6,7 @@ The class decides the kind, and the kind the exit code of ``iobmd``; the fields 
 """
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -182,19 +182,20 @@ _SPENT = {
 _FORK = ("processes or threads for this user", "ulimit -u and the control group's pids.max show the limits")
 
 
-def exhaustion(error: BaseException, doing: str) -> HostExhausted | None:
+def exhaustion(error: BaseException, doing: str, *, forking: bool = False) -> HostExhausted | None:
     """Return *error* by its name when the host ran out of something; None when it means something else.
 
     Args:
         error: an OSError, a MemoryError, or what `threading` raises when it gets no thread.
         doing: what was being done, for people.
+        forking: a process was being made, so that EAGAIN means that there may be no more (fork(2)).
     """
     lack: tuple[str, str] | None = None
     if isinstance(error, MemoryError):
         lack = _SPENT[errno.ENOMEM]
     elif isinstance(error, OSError) and error.errno is not None:
         lack = _SPENT.get(error.errno)
-        if error.errno == errno.EAGAIN and "fork" in str(error.filename or error):
+        if error.errno == errno.EAGAIN and forking:
             lack = _FORK
     elif isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         lack = _FORK
@@ -206,12 +207,38 @@ def exhaustion(error: BaseException, doing: str) -> HostExhausted | None:
     )
 
 
+#: What programs say of the same lacks, in the C locale (strerror(3)); EAGAIN's text, too, comes from forks.
+_WORDS = {
+    "No space left on device": errno.ENOSPC,
+    "Disk quota exceeded": errno.EDQUOT,
+    "Cannot allocate memory": errno.ENOMEM,
+    "Too many open files in system": errno.ENFILE,
+    "Too many open files": errno.EMFILE,
+    "Resource temporarily unavailable": errno.EAGAIN,
+}
+
+
+def exhaustion_told(lines: Iterable[str], doing: str) -> HostExhausted | None:
+    """Return what a program's own words say the host ran out of; None when they say something else.
+
+    Args:
+        lines: what it printed.
+        doing: what it was to do, for people.
+    """
+    for line in lines:
+        for words, number in _WORDS.items():
+            if words in line:
+                return exhaustion(OSError(number, line.strip()), doing, forking=True)
+    return None
+
+
 @contextmanager
-def named_exhaustion(doing: str) -> Iterator[None]:
+def named_exhaustion(doing: str, *, forking: bool = False) -> Iterator[None]:
     """Run the block; where the host runs out of something in it, say so.
 
     Args:
         doing: what the block does, for people.
+        forking: as for `exhaustion`.
 
     Raises:
         HostExhausted: instead of the OSError, MemoryError or RuntimeError that said so; others pass.
@@ -219,7 +246,7 @@ def named_exhaustion(doing: str) -> Iterator[None]:
     try:
         yield
     except (OSError, MemoryError, RuntimeError) as error:
-        named = exhaustion(error, doing)
+        named = exhaustion(error, doing, forking=forking)
         if named is None:
             raise
         raise named from error

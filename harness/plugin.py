@@ -40,7 +40,8 @@ from harness.pytest_plugin.asked import (
     progress,
     uncaptured,
 )
-from harness.pytest_plugin.attribution import current, failure_kind
+from harness.pytest_plugin.attribution import current
+from harness.pytest_plugin.kinds import note_kind
 from harness.pytest_plugin.runs import KEEP_RUNS
 from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, lines, seats_of, taken
 from harness.pytest_plugin.watch import acquaint
@@ -208,9 +209,9 @@ def pytest_runtest_makereport(
     seats = seats_of(item)
     if call.when == "setup":
         item.user_properties += evidence.properties(item, seats)
-    kind = failure_kind(call.excinfo.value) if call.excinfo is not None else None
-    item.user_properties += attribution.properties(kind, attribution.blame_of(item).trouble(call.when))
+    item.user_properties += attribution.properties(attribution.blame_of(item).trouble(call.when))
     report = yield
+    note_kind(item, call, report)
     if report.failed and seats:
         evidence.attach(item, call, report, seats)
     return report

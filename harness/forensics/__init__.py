@@ -12,7 +12,8 @@ from harness.errors import (
     exhaustion,
     named_exhaustion,
 )
-from harness.forensics.diagnose import diagnose
+from harness.forensics.backtraces import Vcpu, backtraces
+from harness.forensics.diagnose import diagnose, diagnosed
 from harness.forensics.errors import KernelTainted
 from harness.forensics.kernel_log import KernelLog
 from harness.forensics.lines import LineTable, SourceLine
@@ -20,7 +21,6 @@ from harness.forensics.parse import splats
 from harness.forensics.splat import Frame, Splat, SplatKind, Stack, deduplicated
 from harness.forensics.symbols import Symbols
 from harness.forensics.taint import Taint, taint_diff
-from harness.forensics.vcpus import Vcpu, vcpus
 from harness.link import AgentDead, ChannelBroken, KernelHung, OperationTimedOut
 from harness.vm import GuestPanicked, QemuDied, QemuStuck
 
@@ -50,11 +50,12 @@ __all__ = [
     "Symbols",
     "Taint",
     "Vcpu",
+    "backtraces",
     "deduplicated",
     "diagnose",
+    "diagnosed",
     "exhaustion",
     "named_exhaustion",
     "splats",
     "taint_diff",
-    "vcpus",
 ]

@@ -7,6 +7,8 @@ clear.  What each was asked and said stands in the error, so that a reader can d
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,10 +23,11 @@ from harness.errors import (
     Probe,
     Sign,
     exhaustion,
+    named_exhaustion,
 )
-from harness.forensics.activity import Activity, activities
 from harness.forensics.kernel_log import KernelLog
 from harness.forensics.probes import Probes
+from harness.forensics.vcpus import Activity, activities
 from harness.link import AgentDead, ChannelBroken, KernelHung, OperationTimedOut, RequestTimedOut
 from harness.vm import GuestSilent, MachineFailure, QemuDied, QemuStuck, QmpLost, QmpSilent, Scene
 
@@ -46,7 +49,6 @@ _OPEN: Final = (RequestTimedOut, GuestSilent, QmpSilent, QmpLost, ChannelBroken)
 _CLEAR: Final = (OperationTimedOut, AgentDead, KernelHung)
 #: What the kernel's own log may explain.
 _LOGGED: Final = (FailureKind.KERNEL_HUNG, FailureKind.AGENT_DEAD)
-_IN_KERNEL: Final = {Activity.SPINNING, Activity.KERNEL, Activity.DEAF, Activity.HALTED}
 _VICTIMS: Final = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
@@ -123,50 +125,42 @@ def conclude(signs: Signs) -> Finding:
             "QEMU's process runs, and neither its protocol nor its guest answers",
             "look at QEMU's CPU time and at qemu.log; the host may be overloaded",
         )
-    return _of_the_kernel(signs)
+    return _living(signs) if signs.kernel_lives else _silent(signs)
 
 
-def _of_the_kernel(signs: Signs) -> Finding:
-    """The agent is silent, and QEMU is not to blame."""
-    deaf = {*signs.processors} & {Activity.DEAF, Activity.HALTED} and signs.prints is not Sign.LIFE
-    if signs.kernel_lives and deaf:
+def _living(signs: Signs) -> Finding:
+    """The agent is silent, QEMU is not to blame, and the kernel takes interrupts."""
+    quiet = signs.prints is not Sign.LIFE  # a kernel that prints without end gets on, slowly
+    if quiet and {*signs.processors} & {Activity.DEAF, Activity.HALTED}:
         return Finding(
             FailureKind.KERNEL_HUNG,
-            "a processor of several hangs with interrupts off, and what waits for it hangs with it",
-            "the vCPU registers say where it loops",
+            "a processor hangs with interrupts off, and what waits for it hangs with it",
+            "the vCPU registers say where",
         )
-    busy = bool(signs.processors) and {*signs.processors} <= _IN_KERNEL
-    if signs.kernel_lives and busy and signs.prints is not Sign.LIFE:
+    if quiet and signs.processors and {*signs.processors} <= {Activity.SPINNING, Activity.KERNEL}:
         return Finding(
             FailureKind.KERNEL_HUNG,
             "the kernel takes interrupts, but every processor stays in it: no process gets to run",
             "the vCPU registers say where it loops",
         )
-    if signs.kernel_lives:
-        return Finding(
-            FailureKind.AGENT_DEAD,
-            "the kernel lives, the agent does not answer",
-            "the agent loops or is blocked; if the guest prints without end, that is what it is busy with",
-        )
+    return Finding(
+        FailureKind.AGENT_DEAD,
+        "the kernel lives, the agent does not answer",
+        "the agent loops or is blocked; if the guest prints without end, that is what it is busy with",
+    )
+
+
+def _silent(signs: Signs) -> Finding:
+    """The agent is silent, QEMU is not to blame, and the kernel shows no life."""
     if Sign.SILENCE not in (signs.clock, signs.sysrq) or Activity.USER in signs.processors:
         return Finding(None, "the agent is silent, and the kernel could not be asked")
     if signs.nmi is Sign.LIFE:
-        return Finding(
-            FailureKind.KERNEL_HUNG,
-            "the kernel's clock stands still and only an NMI reaches it: it hangs with interrupts off",
-            "the vCPU registers say where",
-        )
-    if Sign.UNKNOWN in (signs.sysrq, signs.nmi):
-        return Finding(
-            FailureKind.KERNEL_HUNG,
-            "the kernel shows no life; not every probe could ask it",
-            "see which of the probes below were answered",
-        )
-    return Finding(
-        FailureKind.KERNEL_HUNG,
-        "the kernel answers nothing: its clock stands still, and neither SysRq nor NMI is answered",
-        "the vCPU registers say where the processors are",
-    )
+        observed = "the kernel's clock stands still and only an NMI reaches it: it hangs with interrupts off"
+    elif Sign.UNKNOWN in (signs.sysrq, signs.nmi):
+        observed = "the kernel shows no life; not every probe could ask it"
+    else:
+        observed = "the kernel answers nothing: its clock stands still, and neither SysRq nor NMI is answered"
+    return Finding(FailureKind.KERNEL_HUNG, observed, "the vCPU registers say where the processors are")
 
 
 @dataclass
@@ -210,6 +204,24 @@ def diagnose(guest: "Guest", error: Exception) -> HarnessError:
     except GuestFailure as worse:  # the machine is dead: that explains everything
         return _caused(_killed_for_memory(worse) if isinstance(worse, QemuDied) else None, worse, error)
     return _named(guest, error, case)
+
+
+@contextmanager
+def diagnosed(guest: "Guest") -> Iterator[None]:
+    """Run the block; a failure of the guest in it leaves the block by its right name.
+
+    Raises:
+        HarnessError: what `diagnose` makes of a GuestFailure; HostExhausted where the host ran out of
+            something; everything else passes.
+    """
+    try:
+        with named_exhaustion("working with a guest"):
+            yield
+    except GuestFailure as error:
+        better = diagnose(guest, error)
+        if better is error:
+            raise
+        raise better from error
 
 
 def _foreign(error: Exception) -> HarnessError:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import FailureKind, HarnessError
+from harness.forensics.backtraces import backtraces
 from harness.forensics.kernel_log import KernelLog
 from harness.forensics.lines import LineTable
 from harness.forensics.parse import splats
 from harness.forensics.splat import SplatKind
 from harness.forensics.symbols import Symbols
-from harness.forensics.vcpus import vcpus
 
 if TYPE_CHECKING:
     from harness.link import Guest
@@ -116,7 +116,7 @@ def _processors(guest: Guest, lines: LineTable | None) -> str:
     guest.machine.qmp.ask("query-status", timeout=_QMP_SECONDS)  # one that is stuck is not waited for longer
     names = Symbols.known(guest)
     head = "" if names is not None else "(its symbols were never read: addresses have no names)\n"
-    return head + "\n\n".join(vcpu.render() for vcpu in vcpus(guest.machine, names, lines=lines))
+    return head + "\n\n".join(vcpu.render() for vcpu in backtraces(guest.machine, names, lines=lines))
 
 
 def _backtraces(guest: Guest, lines: LineTable | None) -> str:

@@ -35,10 +35,11 @@ class Header:
     die: bool = False
 
 
-#: Somewhere in the first line of every report; to skip what is none in a large log.
+#: Somewhere in the first line of every report, and in what may come before it; to skip the rest of a log.
 TELLTALE: Final = re.compile(
     r"BUG|WARNING: |Oops: |\[#\d+\]|general protection|Kernel panic|UBSAN: |hard LOCKUP|INFO: |PANIC: "
     r"|NMI (?:backtrace|received)|task:|oom-killer|page allocation failure|-\[ cut here|Unable to handle"
+    r"|list_(?:add|del)|={20}"
 )
 
 # Named groups go into the header; the first that fits counts.

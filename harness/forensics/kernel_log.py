@@ -26,7 +26,8 @@ _ENTRY: Final = re.compile(
 _KERNEL_MAP: Final = 0xFFFF_FFFF_8000_0000
 """__START_KERNEL_map, arch/x86/include/asm/page_64_types.h."""
 _PAGE: Final = 4096
-_RECORDS_MAX: Final = 1 << 20
+#: More than any kernel is built with (CONFIG_LOG_BUF_SHIFT): what says more is no size.
+_BITS_MAX: Final = 30
 # Descriptor states, the two top bits of state_var: committed and finalized ones hold text.
 _STATE_SHIFT: Final = 62
 _WITH_TEXT: Final = (1, 2)
@@ -66,10 +67,9 @@ class KernelLog:
         except (KeyError, struct.error, HarnessError, ValueError):
             return ()
 
-    def count(self, words: bytes) -> int:
-        """Return how many of the last records contain *words*."""
-        text = words.decode()
-        return sum(text in line for line in self.lines(_RECORDS_MAX))
+    def said(self, words: str, count: int = 40) -> frozenset[str]:
+        """Return those of the last *count* records that contain *words*."""
+        return frozenset(line for line in self.lines(count) if words in line)
 
     def _lines(self, count: int) -> tuple[str, ...]:
         at = self.facts
@@ -79,11 +79,14 @@ class KernelLog:
             ring + at["printk_ringbuffer.text_data_ring"],
         )
         bits = self._u32(descs_at + at["prb_desc_ring.count_bits"])
+        size_bits = self._u32(text_at + at["prb_data_ring.size_bits"])
         descs = self._word(descs_at + at["prb_desc_ring.descs"])
         infos = self._word(descs_at + at["prb_desc_ring.infos"])
+        if max(bits, size_bits) > _BITS_MAX:
+            raise ValueError(f"a ring of 2^{bits} records and 2^{size_bits} bytes")
         head = self._word(descs_at + at["prb_desc_ring.head_id"]) & _ID_MASK
         tail = self._word(descs_at + at["prb_desc_ring.tail_id"]) & _ID_MASK
-        size = 1 << self._u32(text_at + at["prb_data_ring.size_bits"])
+        size = 1 << size_bits
         data = self._word(text_at + at["prb_data_ring.data"])
         records = min((head - tail + 1) & _ID_MASK, count, 1 << bits)
         mask = (1 << bits) - 1

@@ -8,9 +8,7 @@ from typing import Final
 
 # kernel/printk/printk.c: print_syslog, print_time, print_caller.  The stamp may follow something a program
 # wrote to the same terminal without ending its line.
-_PREFIX: Final = re.compile(
-    r"(?:<\d{1,3}>)?\[ *(?P<time>\d{1,9}\.\d{6})\](?:\[ *(?P<caller>[TC]\d{1,9})\])? ?"
-)
+STAMP: Final = re.compile(r"(?:<\d{1,3}>)?\[ *(?P<time>\d{1,9}\.\d{6})\](?:\[ *(?P<caller>[TC]\d{1,9})\])? ?")
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ def line_at(text: str, position: int) -> Line:
     raw = text[position:] if stop < 0 else text[position:stop]
     end = len(text) if stop < 0 else stop + 1
     raw = raw.rstrip("\r")
-    found = _PREFIX.search(raw)
+    found = STAMP.search(raw)
     if found is None:
         return Line(raw, raw, False, "", end)
     return Line(raw, raw[found.end() :], True, found["caller"] or "", end)

@@ -11,13 +11,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+from elftools.common.exceptions import DWARFError, ELFError
 from elftools.dwarf.compileunit import CompileUnit
 from elftools.dwarf.die import DIE
 from elftools.dwarf.ranges import BaseAddressEntry
 
+from harness.errors import BadInput
 from harness.forensics.placed import Place, Placed, place
 from harness.forensics.splat import Frame
 
+_DAMAGED: Final = (ELFError, DWARFError, LookupError, ValueError, AttributeError, AssertionError)
 _SPAN_TAGS: Final = {"DW_TAG_inlined_subroutine", "DW_TAG_lexical_block", "DW_TAG_try_block"}
 
 
@@ -55,7 +58,10 @@ class LineTable:
         Raises:
             BadInput: one of them cannot be read, or has no debug information.
         """
-        return _table(tuple((path, path.stat().st_mtime_ns) for path in debug_modules if path.exists()) or ())
+        try:
+            return _table(tuple((path, path.stat().st_mtime_ns) for path in debug_modules))
+        except OSError as error:
+            raise BadInput("a module's debug information cannot be read", observed=str(error)) from error
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -138,12 +144,22 @@ class _Module:
         self._aranges = placed.dwarf.get_aranges()
         self._ranges = placed.dwarf.range_lists()
         self._units: dict[int, _Unit] = {}
+        self._found: dict[tuple[str, int, int], tuple[SourceLine, ...]] = {}
 
     def lookup(self, symbol: str, offset: int, size: int) -> tuple[SourceLine, ...]:
-        for found in _candidates(self._symbols.get(symbol, ()), offset, size):
-            chain = self._chain(found.address + offset)
-            if chain:
-                return chain
+        key = (symbol, offset, size)
+        if key not in self._found:
+            self._found[key] = self._search(symbol, offset, size)
+        return self._found[key]
+
+    def _search(self, symbol: str, offset: int, size: int) -> tuple[SourceLine, ...]:
+        try:
+            for found in _candidates(self._symbols.get(symbol, ()), offset, size):
+                chain = self._chain(found.address + offset)
+                if chain:
+                    return chain
+        except _DAMAGED:  # a report without lines is better than none
+            pass
         return ()
 
     def _chain(self, address: int) -> tuple[SourceLine, ...]:

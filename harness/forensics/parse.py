@@ -6,15 +6,17 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from harness.forensics.headers import TELLTALE, Header, header_of
-from harness.forensics.klog import Line, lines_from
+from harness.forensics.klog import STAMP, Line, lines_from
 from harness.forensics.report import Report, introduced_as
 from harness.forensics.splat import Frame, Splat, SplatKind, Stack
 
 _CUT_HERE: Final = re.compile(r"-+\[ cut here \]-+")
-_CORRUPTION: Final = re.compile(r"list_(?:add|del) (?:double add|corruption)|(?:\S+: )?refcount_t: ")
+_CORRUPTION: Final = re.compile(r"list_(?:add|del) (?:double add|corruption)")
 _RULE: Final = re.compile(r"={20,}\s*$")
 #: Lines of a warning's own message at most.
 _MESSAGE_MAX: Final = 12
+#: Bytes within which a line before a report can belong to it.
+_NEAR: Final = 4096
 _CUT_OFF: Final = "(the report is cut off)"
 
 
@@ -30,7 +32,7 @@ class Sources(Protocol):
         """
 
 
-def splats(text: str, *, lines: Sources | None = None) -> tuple[Splat, ...]:
+def splats(text: str, *, lines: Sources | None = None, limit: int = 500) -> tuple[Splat, ...]:
     """The kernel's reports in a piece of console log, in the order in which they begin.
 
     Any text will do: what is no report is skipped, a cut report is given as far as it goes, and the reports
@@ -39,40 +41,43 @@ def splats(text: str, *, lines: Sources | None = None) -> tuple[Splat, ...]:
     Args:
         text: the log, with or without time stamps.
         lines: gives frames of modules their source lines.
+        limit: reports after which no further ones are looked for; one broken place can give thousands.
     """
-    log = _Log()
+    log = _Log(stamped=STAMP.search(text) is not None)
     position = 0
-    while True:
+    while log.count < limit:
         found = TELLTALE.search(text, position)
         if found is None:
             break
         start = text.rfind("\n", 0, found.start()) + 1
-        if start >= position:  # the line before may be the message
-            log.skip_to(text, max(position, text.rfind("\n", 0, max(start - 1, 0)) + 1))
-        position = log.read(text, max(position, start))
-    reports = log.close()
+        position = log.read(text, max(position, start), limit)
+    reports = log.close()[:limit]
     return tuple(_with_sources(splat, lines) if lines is not None else splat for splat in reports)
 
 
 class _Log:
-    """Reads a log, with one stream of reports for every caller."""
+    """Reads a log, with one stream of reports for every caller.
 
-    def __init__(self) -> None:
+    Where the kernel puts time stamps, a line without one is a program's, whatever it says.
+    """
+
+    def __init__(self, *, stamped: bool) -> None:
+        self._stamped = stamped
         self._streams: dict[str, _Stream] = {}
         self._begun: list[Report] = []
-        self._last: Line | None = None
 
-    def skip_to(self, text: str, position: int) -> None:
-        """Remember the line at a position as the one before those that are read."""
-        self._last = next(lines_from(text, position), None)
+    @property
+    def count(self) -> int:
+        """Reports so far."""
+        return len(self._begun)
 
-    def read(self, text: str, position: int) -> int:
-        """Read lines from a position until no report is under way; where that is."""
+    def read(self, text: str, position: int, limit: int) -> int:
+        """Read lines from a position until no report is under way, or there are too many; where that is."""
         for line in lines_from(text, position):
-            stream = self._streams.setdefault(line.caller, _Stream(self._begun))
-            stream.read(line, self._last)
-            self._last, position = line, line.end
-            if not any(item.busy for item in self._streams.values()):
+            position = line.end
+            if line.stamped or not self._stamped:
+                self._streams.setdefault(line.caller, _Stream(self._begun)).read(line)
+            if self.count > limit or not any(item.busy for item in self._streams.values()):
                 break
         return position
 
@@ -104,8 +109,11 @@ class _Stream:
         """Whether a report is under way."""
         return self._current is not None or self._message is not None
 
-    def read(self, line: Line, before: Line | None) -> None:
-        """Take the next line of this caller; *before* is the line of the log before it."""
+    def read(self, line: Line) -> None:
+        """Take the next line of this caller."""
+        before, self._before = self._before, line
+        if before is not None and line.end - before.end > _NEAR:
+            before = None
         if _CUT_HERE.match(line.body):
             self._cut_here(line, before)
             return
@@ -131,15 +139,13 @@ class _Stream:
         if self._current is not None and self._current.introduced:
             self._leave()
         if self._message is None:
-            telling = before is not None and _CORRUPTION.match(before.body) and before.caller == line.caller
+            telling = before is not None and _CORRUPTION.match(before.body)
             self._message = [before, line] if telling and before is not None else [line]
             self._cuts = 0
         self._cuts += 1
 
     def _add_to_message(self, line: Line) -> None:
         assert self._message is not None  # noqa: S101  the caller has looked
-        if self._message[0].stamped and not line.stamped:
-            return
         self._message.append(line)
         if len(self._message) > _MESSAGE_MAX + self._cuts:
             self._message = None
@@ -172,7 +178,7 @@ class _Stream:
 
     def _continue(self, line: Line) -> None:
         current = self._current
-        if current is None or current.foreign(line):
+        if current is None:
             return
         named = introduced_as(line.body)
         if named is not None and self._waiting and (current.cpu, current.pid) != named:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from elftools.common.exceptions import ELFError
+from elftools.common.exceptions import DWARFError, ELFError
 from elftools.dwarf.dwarfinfo import DWARFInfo
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import Section
@@ -87,7 +87,7 @@ def place(path: Path) -> Placed:
         dwarf = ELFFile(io.BytesIO(data)).get_dwarf_info(relocate_dwarf_sections=False)
         name = modinfo(bytes(data)).get("name") or path.name.partition(".")[0]
         return Placed(name.replace("-", "_"), found, dwarf)
-    except (OSError, ELFError, StopIteration, ValueError, IndexError) as error:
+    except (OSError, ELFError, DWARFError, StopIteration, ValueError, IndexError) as error:
         raise BadInput(f"{path} is no kernel module that can be read", observed=str(error)) from error
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import BadInput, Probe, Sign
-from harness.forensics import activity
+from harness.forensics import vcpus
 from harness.forensics.kernel_log import KernelLog
 from harness.vm import GuestSilent, QmpFailure, QmpSilent, process_stat
 
@@ -32,7 +32,6 @@ _SYSRQ_KEY: Final = b"h"
 _SYSRQ_ANSWER: Final = r"(?i)sysrq ?: HELP"
 #: arch/x86/kernel/nmi.c: unknown_nmi_error, and what pci_serr_error and io_check_error say.
 _NMI_ANSWER: Final = r"NMI received|NMI: |NMI watchdog|Dazed and confused"
-_NMI_WORDS: Final = b"NMI"
 _NO_ADDRESS: Final = "is not known: the guest never answered, or its kernel has no such thing"
 
 
@@ -54,7 +53,7 @@ class Probes:
     found: list[Probe] = field(default_factory=list)
     process_state: str = ""
     status: str = ""
-    looks: tuple[activity.Look, ...] = ()
+    looks: tuple[vcpus.Look, ...] = ()
 
     def __post_init__(self) -> None:
         self._cpu_time = 0.0
@@ -124,7 +123,7 @@ class Probes:
         """What the processors do; LIFE when one idles or runs a process."""
 
         def ask() -> tuple[str, Sign]:
-            looks: list[activity.Look] = []
+            looks: list[vcpus.Look] = []
             end = time.monotonic() + seconds * self.scale
             try:
                 for turn in range(_LOOKS):
@@ -135,15 +134,15 @@ class Probes:
                     if left <= 0:
                         break
                     told = self.guest.machine.qmp.ask("human-monitor-command", command, timeout=left)
-                    looks += activity.parse(str(told))
+                    looks += vcpus.parse(str(told))
             except QmpFailure as error:
                 if not looks:
                     return f"cannot be asked: {error.summary}", Sign.UNKNOWN
             self.looks = tuple(looks)
             if not looks:
                 return "QEMU does not say", Sign.UNKNOWN
-            lively = {activity.Activity.IDLE, activity.Activity.USER} & {*activity.activities(looks).values()}
-            return activity.describe(looks), Sign.LIFE if lively else Sign.SILENCE
+            lively = {vcpus.Activity.IDLE, vcpus.Activity.USER} & {*vcpus.activities(looks).values()}
+            return vcpus.describe(looks), Sign.LIFE if lively else Sign.SILENCE
 
         return self._ask("vCPU registers", "What do the processors do?", ask)
 
@@ -179,7 +178,7 @@ class Probes:
 
         def ask() -> tuple[str, Sign]:
             machine, wait = self.guest.machine, seconds * self.scale
-            mark, before = machine.console.mark(), self._log_count()
+            mark, before = machine.console.mark(), self._said_of_nmi()
             try:
                 machine.qmp.ask("inject-nmi", timeout=wait)
             except QmpFailure as error:
@@ -188,7 +187,7 @@ class Probes:
                 machine.console.wait_for(_NMI_ANSWER, wait, since=mark)
             except GuestSilent:
                 # With interrupts off nothing said in an NMI reaches the console (printk_safe.c).
-                if (self._log_count() or 0) > (before or 0):
+                if self._said_of_nmi() - before:
                     return "yes, in the kernel's log in RAM", Sign.LIFE
                 return f"silence for {wait:.2g} s", Sign.SILENCE
             return "yes, on the console", Sign.LIFE
@@ -229,6 +228,6 @@ class Probes:
         except BadInput:
             return None  # the machine is closed
 
-    def _log_count(self) -> int | None:
+    def _said_of_nmi(self) -> frozenset[str]:
         log = KernelLog.of(self.guest)
-        return None if log is None else log.count(_NMI_WORDS)
+        return frozenset() if log is None else log.said("NMI")

@@ -24,7 +24,7 @@ _CPU: Final = re.compile(
     r"(?:Tainted|Not tainted|Kdump: |$)"
 )
 _REGISTERS: Final = re.compile(r"(?:R[A-D]X|R[BS]P|R\d\d|FS|CS|CR2|PKRU|DR\d): ")
-_REGISTER: Final = re.compile(r"\b([A-Z][A-Z0-9_]{1,7}):\s+(?:[0-9a-f]{4}:)?([0-9a-f]{8,16})\b")
+_REGISTER: Final = re.compile(r"\b([A-Z][A-Z0-9_]{1,7}):\s*(?:[0-9a-f]{4}:)?([0-9a-f]{8,16})\b")
 _MARKER: Final = re.compile(r"\s*</?[A-Z#_]+>\s*$")
 _RULE: Final = re.compile(r"\s*[=-]{20,}\s*$")
 _END: Final = re.compile(r"---\[ end (?:trace|Kernel panic)")
@@ -37,7 +37,7 @@ _TYPICAL: Final = re.compile(
     r"|Hardware name: |Workqueue: |Stopper: |Modules linked in:|Last unloaded|PGD |#PF: |Oops: |irq event "
     r"|(?:hard|soft)irqs last|---\[ end |note: .* exited with|Kernel Offset: |Rebooting in|Sending NMI "
     r'|\s+(?:Not tainted|Tainted:) |"echo 0 > /proc/sys/kernel/hung_task|FIX \S+: |Dumping ftrace'
-    r"|Shutting down cpus|Memory limit|\s*$"
+    r"|Shutting down cpus|Dazed and confused|Memory limit|\s*$"
 )
 _STALLS: Final = {
     SplatKind.RCU_STALL,
@@ -46,7 +46,7 @@ _STALLS: Final = {
     SplatKind.WORKQUEUE,
 }
 _STALL_LINES: Final = re.compile(
-    r"rcu: |\t|NMI backtrace|task:|INFO: NMI handler|Stack:|Showing busy|pool |\s+pwq "
+    r"rcu: |\t|NMI backtrace|task:|INFO: NMI handler|Stack:|Showing b\w+ work|workqueue |pool |\s+pwq "
 )
 #: Kinds that say more after their call trace, and what ends that.
 _UNTIL: Final = {
@@ -56,6 +56,8 @@ _UNTIL: Final = {
     SplatKind.KMSAN: re.compile(r"={20,}"),
     SplatKind.OUT_OF_MEMORY: re.compile(r"(?i)(?:memory cgroup )?out of memory: Killed process"),
 }
+#: Kinds that describe nothing: all they say has a typical form.
+_TERSE: Final = {SplatKind.PANIC, SplatKind.WORKQUEUE, SplatKind.NMI, SplatKind.TASK}
 _TALKATIVE: Final = {*_UNTIL, SplatKind.LOCKDEP, SplatKind.SLAB, SplatKind.RCU_STALL}
 #: A panic for the sake of the report before it (kernel/panic.c, arch/x86/kernel/dumpstack.c:oops_end).
 _CONSEQUENCE: Final = re.compile(
@@ -92,7 +94,6 @@ class Report:
         self.kind = header.kind
         self.cpu, self.pid, self.comm = header.cpu, header.pid, header.comm
         self._title = header.title
-        self._stamped = line.stamped
         self._lines = [*(item.raw for item in before), line.raw]
         self._stacks: list[_Growing] = []
         self._heading = ""
@@ -116,10 +117,6 @@ class Report:
         """Whether its last line was read."""
         return self._done
 
-    def foreign(self, line: Line) -> bool:
-        """Whether a line comes from another source: a program's output between the kernel's lines."""
-        return self._stamped and not line.stamped
-
     def absorbs(self, header: Header) -> bool:
         """Whether a line that could begin a report is a part of this one."""
         if header.die:
@@ -142,17 +139,20 @@ class Report:
         if self._done or len(self._lines) >= _LINES_MAX:
             return False
         typical = bool(_TYPICAL.match(body) or _FRAME.match(body) or _MARKER.match(body))
-        if self._ended:
-            return typical and not _CALL_TRACE.match(body)
         if typical:
             self._chatter = 0
             return True
         if self.kind in _STALLS and _STALL_LINES.match(body):
             return True
-        if self.kind in _UNTIL or (self.kind in _TALKATIVE and not self._traced):
-            return True
+        return self.kind in _UNTIL or self._still_describes()
+
+    def _still_describes(self) -> bool:
+        """Whether a line in no typical form may be a part of the description before the first stack."""
+        if self.kind in _TALKATIVE:
+            return not self._traced
         self._chatter += 1
-        return not (self._stacks or self._introduced) and self._chatter <= _CHATTER_MAX
+        known = self._stacks or self._introduced or self.kind in _TERSE
+        return not known and self._chatter <= _CHATTER_MAX
 
     def take(self, line: Line) -> None:
         """Add a line."""

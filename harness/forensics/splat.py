@@ -11,7 +11,8 @@ from typing import Final
 #: Frames of the call trace that tell one splat from another; what is below is the way into the kernel.
 _TELLING_FRAMES: Final = 8
 _TAIL_LINES: Final = 12
-_NUMBER: Final = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{8,}\b|(?<![:\w+/-])\d+(?![\w/])")
+#: Numbers that are different every time; a line number is not, and neither is a part of a name.
+_NUMBER: Final = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{8,}\b|(?<!\.[chS]:)(?<![\w.+-])\d+")
 
 
 class SplatKind(Enum):

@@ -22,6 +22,8 @@ from elftools.elf.sections import SymbolTableSection
 from numpy.typing import NDArray
 
 from harness.errors import BadInput, HarnessError
+from harness.forensics.kallsyms import Unreadable, symbols_in
+from harness.forensics.kernel_log import numbers
 from harness.forensics.splat import Frame
 from harness.images import SilentProgress
 from harness.images.modules import ModuleTree, module_bytes
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 _KALLSYMS: Final = "/proc/kallsyms"
 _MODULES: Final = "/proc/modules"
+_FIRST: Final = "_stext"
+_NOTE_BYTES: Final = 4096
 #: The start of the kernel half of the address space; what is below are offsets of per-CPU variables.
 _KERNEL_HALF: Final = 0xFFFF_8000_0000_0000
 #: The first text symbols come after some 400 per-CPU ones of 30 bytes.
@@ -128,9 +132,9 @@ class Symbols:
     def of(cls, guest: Guest, files: Mapping[str, Path] | None = None) -> Symbols:
         """The symbols of a guest that answers.
 
-        The kernel's own are read from /proc/kallsyms once per kernel and cached on the host: an emulated
-        guest takes seconds to print them.  Where the kernel lies, and its modules, is asked every time that
-        something may have changed; that takes some ten milliseconds.
+        The kernel's own are read from its memory, or else from /proc/kallsyms, once per kernel and are cached
+        on the host.  Where the kernel lies, and its modules, is asked every time that something may have
+        changed; that takes some ten milliseconds.
 
         Args:
             guest: it must answer; for one that does not, `known`.
@@ -157,10 +161,23 @@ class Symbols:
 
     @classmethod
     def known(cls, guest: Guest) -> Symbols | None:
-        """What `of` gave last for the boot this guest is from; asks nobody, so the guest may be dead."""
+        """The symbols of a guest that may be dead: nobody is asked.
+
+        What `of` gave last for this boot; else those of the kernel alone, read from outside, so that its
+        modules have no names.  None where that does not work either.
+        """
         with _LOCK:
             held = _OF.get(guest)
-        return held[1] if held is not None and held[0][0] == guest.hello.boot_nonce else None
+        if held is not None and held[0][0] == guest.hello.boot_nonce:
+            return held[1]
+        start = _facts(guest).get(_FIRST)
+        if start is None:
+            return None
+        try:
+            kernel = _kernel_table(guest, ask=False)
+        except (HarnessError, OSError, ValueError, KeyError):
+            return None
+        return cls(kernel, (), _slide(guest, kernel)) if _FIRST in kernel.names else None
 
     def frame(self, address: int, *, sure: bool = True, exact: bool = True) -> Frame:
         """A frame for an address; one of an unknown address has it as its symbol.
@@ -170,16 +187,18 @@ class Symbols:
             sure: as in `Frame`.
             exact: as in `Frame`.
         """
+        # A call may be a function's last instruction: the kernel's %pB looks one byte before, too.
+        at, past = (address, 0) if exact else (address - 1, 1)
         module, found = "", None
-        inside = next((m for m in self.modules if m.address <= address < m.address + m.size), None)
+        inside = next((m for m in self.modules if m.address <= at < m.address + m.size), None)
         if inside is not None:
-            module, found = inside.name, inside.table.find(address)
-        elif address >= _KERNEL_HALF:
-            found = self._kernel.find((address - self.slide) & 0xFFFF_FFFF_FFFF_FFFF)
+            module, found = inside.name, inside.table.find(at)
+        elif at >= _KERNEL_HALF:
+            found = self._kernel.find((at - self.slide) & 0xFFFF_FFFF_FFFF_FFFF)
         if found is None:
             return Frame(f"{address:#x}", module=module, sure=sure, exact=exact)
         name, offset, size, _ = found
-        return Frame(name, offset, size, module, sure=sure, exact=exact)
+        return Frame(name, offset + past, size, module, sure=sure, exact=exact)
 
     def name(self, address: int) -> str:
         """``symbol+0x12/0x40 [module]``, or the address where no symbol is near."""
@@ -232,23 +251,52 @@ def read_kallsyms(text: bytes) -> Table:
     return Table.of(entries)
 
 
-def _kernel_table(guest: Guest) -> Table:
-    """From the cache, or from the guest."""
+def _kernel_table(guest: Guest, *, ask: bool = True) -> Table:
+    """From the cache, from the guest's memory, or with *ask* told by the guest."""
     try:
-        return _cached_table(guest, guest.image.kernel.boot_image)
-    except (HarnessError, OSError, ValueError, KeyError):  # no cache to be had: it costs seconds, no more
+        return _cached_table(guest, guest.image.kernel.boot_image, ask=ask)
+    except (HarnessError, OSError, ValueError, KeyError):  # no cache to be had: it costs time, no more
+        return _fresh_table(guest, ask=ask)
+
+
+def _fresh_table(guest: Guest, *, ask: bool) -> Table:
+    facts = _facts(guest)
+    try:
+        table = Table.of(
+            (address, ord(letter) in _TEXT, name)
+            for address, letter, name in symbols_in(guest.machine.ram, facts)
+        )
+        if (facts[_FIRST], _FIRST) not in zip(table.addresses, table.names, strict=True):
+            raise Unreadable(f"the kernel's own symbol table knows no {_FIRST}")
+        return table
+    except Unreadable:
+        if not ask:
+            raise
         return read_kallsyms(guest.read_file(_KALLSYMS))
 
 
-def _cached_table(guest: Guest, kernel: Path) -> Table:
+def _facts(guest: Guest) -> dict[str, int]:
+    """What VMCOREINFO says, read from outside; nothing where it is not known where that is."""
+    if guest.vitals.note is None:
+        return {}
+    try:
+        return numbers(guest.machine.ram.read(guest.vitals.note, _NOTE_BYTES))
+    except HarnessError:
+        return {}
+
+
+def _cached_table(guest: Guest, kernel: Path, *, ask: bool) -> Table:
     def build(folder: Path) -> None:
-        table = read_kallsyms(guest.read_file(_KALLSYMS))
+        table = _fresh_table(guest, ask=ask)
         np.savez(folder / "kernel.npz", addresses=table.addresses, text=table.text)
         (folder / "names").write_text("\n".join(table.names), encoding="utf-8")
 
     stat = kernel.stat()
     key = _digest(kernel, stat.st_size, stat.st_mtime_ns)
-    folder = Store.default().entry("symbols", key, SilentProgress(), build)
+    store = Store.default()
+    folder = store.path("symbols", key)
+    if ask:  # what a broken guest has in its memory is not kept
+        folder = store.entry("symbols", key, SilentProgress(), build)
     with np.load(folder / "kernel.npz") as arrays:
         addresses, text = arrays["addresses"], arrays["text"]
     names = tuple((folder / "names").read_text(encoding="utf-8").split("\n"))
@@ -267,7 +315,10 @@ def _digest(path: Path, _size: int, _mtime: int) -> str:
 
 
 def _slide(guest: Guest, kernel: Table) -> int:
-    """How far this boot's kernel lies from the table's, by the first function in /proc/kallsyms."""
+    """How far this boot's kernel lies from the table's, by its first function."""
+    start = _facts(guest).get(_FIRST)
+    if start is not None and _FIRST in kernel.names:
+        return start - int(kernel.addresses[kernel.names.index(_FIRST)])
     fd = guest.open(_KALLSYMS, os.O_RDONLY)
     head = b""
     try:

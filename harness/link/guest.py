@@ -56,6 +56,7 @@ _COMMAND_LINE = (
     "cryptomgr.notests=1",  # ciphers test themselves for a tenth of an emulated boot; nothing here uses them
     "printk.devkmsg=on",  # what tests write into the log must not be dropped for coming in quick succession
     "noreplace-smp",  # patching every lock prefix away for one CPU costs emulation more than the prefixes do
+    "lsm=capability",  # no policy is loaded here; setting AppArmor, TOMOYO and others up is 2 % of a boot
     "no_timer_check",  # a busy host fails the boot's timer test, which panics; KVM guests skip it as well
 )
 
@@ -76,6 +77,7 @@ class GuestOptions:
         operation_timeout: seconds for one system call; None: what suits this guest.
         timeout_scale: what every deadline that is not given is multiplied by.
         peer: give the guest the port that `Guest.peer` needs.
+        ports: further virtio-serial ports, by name; `Machine.port` has their host ends.
     """
 
     memory_mib: int = 512
@@ -89,6 +91,7 @@ class GuestOptions:
     operation_timeout: float | None = None
     timeout_scale: float = 1.0
     peer: bool = True
+    ports: tuple[str, ...] = ()
 
 
 class Guest(Process):
@@ -142,11 +145,15 @@ class Guest(Process):
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        with named_exhaustion("starting a guest"):
+            return self._enter()
+
+    def _enter(self) -> Self:
         spec = self._spec()
         verdict = choose_accelerator(spec)  # may boot a guest of its own, which is not this one's time
         config = self.image.kernel.headers / ".config"
         self.wait_as(Deadlines.expected(verdict.name, config, scale=self.options.timeout_scale))
-        with named_exhaustion("starting a guest"), ExitStack() as stack:
+        with ExitStack() as stack:
             self._origin = Origin(self, spec, verdict, self._snapshots)
             self._starts.append(self._origin.begin(stack))
             self.machine.services.ssh = lambda: self.ssh
@@ -363,6 +370,10 @@ class Guest(Process):
     def _evidence(self) -> tuple[str, ...]:
         return self.machine.console.tail(_TAIL)
 
+    def _ports(self) -> tuple[str, ...]:
+        peer = (PEER_PORT_NAME,) if self.options.peer else ()
+        return (PORT_NAME, *peer, SSH_PORT_NAME, *self.options.ports)
+
     def _spec(self) -> MachineSpec:
         options = self.options
         return MachineSpec(
@@ -374,6 +385,6 @@ class Guest(Process):
             machine=options.machine,
             cpu=options.cpu,
             accel=options.accel,
-            ports=(PORT_NAME, *((PEER_PORT_NAME,) if options.peer else ()), SSH_PORT_NAME),
+            ports=self._ports(),
             devices=options.devices,
         )

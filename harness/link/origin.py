@@ -100,7 +100,12 @@ class Origin:
         if self._machine is not None:
             self._machine.restart(snapshot)
         else:
-            machine = Machine(self._spec, accelerator=self._verdict, snapshot=snapshot)
+            machine = Machine(
+                self._spec,
+                accelerator=self._verdict,
+                snapshot=snapshot,
+                timeout_scale=self._guest.options.timeout_scale,
+            )
             self._guest.machine = self._machine = self._stack.enter_context(machine)
         return False
 

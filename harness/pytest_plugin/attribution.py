@@ -16,11 +16,11 @@ import pytest
 
 from harness.errors import FailureKind, GuestFailure, HarnessError
 from harness.forensics import KernelTainted, Splat
+from harness.pytest_plugin.kinds import NAMED, PROPERTY
 from harness.pytest_plugin.seat import Seat, seats_of, take_late
 from harness.pytest_plugin.watch import Trouble
 
 _MARKER = "expect_oops"
-_NAMED = "iobmd_named"
 _NO_PHASE = (pytest.exit.Exception, KeyboardInterrupt, SystemExit)
 
 _CURRENT = pytest.StashKey[str]()
@@ -91,17 +91,6 @@ def blame_of(item: pytest.Item) -> Blame:
 def current(config: pytest.Config) -> str:
     """Return the id of the test that is being carried out."""
     return config.stash.get(_CURRENT, "")
-
-
-def failure_kind(error: BaseException | None) -> FailureKind | None:
-    """Return the kind of what failed a test, through whatever was raised because of it; None: not ours."""
-    seen = 0
-    while error is not None and seen < 8:
-        named = getattr(error, _NAMED, error)
-        if isinstance(named, HarnessError):
-            return named.kind
-        error, seen = error.__cause__ or error.__context__, seen + 1
-    return None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -201,7 +190,7 @@ def _in_words(trouble: Trouble, summary: str) -> BaseException:
         summary, taints=trouble.taint.names, splats=tuple(splat.title for splat in trouble.splats)
     )
     failed = pytest.fail.Exception(f"{summary}\n\n{trouble.render()}", pytrace=False)
-    setattr(failed, _NAMED, cause)  # as its cause it would be printed above it
+    setattr(failed, NAMED, cause)  # as its cause it would be printed above it
     return failed
 
 
@@ -250,7 +239,7 @@ def _report(item: pytest.Item, trouble: Trouble) -> None:
         longrepr=text,
         when="teardown",
         sections=[("iobmd: console after this test", trouble.said.strip())],
-        user_properties=[*item.user_properties, *properties(FailureKind.KERNEL_TAINTED, trouble)],
+        user_properties=[*item.user_properties, (PROPERTY, kind), *properties(trouble)],
     )
     worker = _xdist_worker(item.config)
     if worker is None:
@@ -264,10 +253,9 @@ def _report(item: pytest.Item, trouble: Trouble) -> None:
         worker.item_index = now
 
 
-def properties(kind: FailureKind | None, trouble: Trouble) -> list[tuple[str, object]]:
-    """For JUnit: the kind of a failure, and the fingerprints of the kernel's reports."""
-    found: list[tuple[str, object]] = [("failure-kind", kind.word)] if kind is not None else []
-    return found + [("splat", mark) for mark in trouble.fingerprints]
+def properties(trouble: Trouble) -> list[tuple[str, object]]:
+    """Return the fingerprints of the kernel's reports, for JUnit."""
+    return [("splat", mark) for mark in trouble.fingerprints]
 
 
 def _xdist_worker(config: pytest.Config) -> Any:

@@ -21,7 +21,8 @@ import pytest
 from harness.errors import FailureKind, HarnessError
 from harness.forensics.evidence import SILENT, dump_memory, hang_report
 from harness.pytest_plugin import repeat, runs
-from harness.pytest_plugin.attribution import blame_of, failure_kind
+from harness.pytest_plugin.attribution import blame_of
+from harness.pytest_plugin.kinds import kind_of
 from harness.pytest_plugin.seat import Seat
 from harness.pytest_plugin.watch import lines_of
 from harness.vm import Console
@@ -79,7 +80,7 @@ def attach(
     for seat in seats:
         _let_it_finish(seat.guest.machine.console)
     error = call.excinfo.value if call.excinfo is not None else None
-    kind = failure_kind(error)
+    kind = kind_of(error)
     kept = _keep(item, call.when, str(error or ""), kind, seats)
     trouble = blame_of(item).trouble(call.when)
     if trouble and trouble.render() not in str(error):

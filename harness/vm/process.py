@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Final
 
-from harness.errors import HostLacks
+from harness.errors import HostLacks, exhaustion
 from harness.vm.errors import QemuStuck, Scene, describe_status
 
 #: Seconds that each step of the ladder quit -> SIGTERM -> SIGKILL may take.
@@ -158,7 +158,7 @@ def spawn(argv: Sequence[str], *, pass_fds: Sequence[int], log: Path) -> Process
         log: file for its standard output and error; its standard input is empty.
 
     Raises:
-        HostLacks: it cannot be started.
+        HostLacks: it cannot be started; a HostExhausted where that is for lack of something.
     """
     command = guarded(argv)
     with log.open("ab") as output:
@@ -166,7 +166,8 @@ def spawn(argv: Sequence[str], *, pass_fds: Sequence[int], log: Path) -> Process
         try:
             return future.result()
         except OSError as err:
-            raise HostLacks(f"cannot start {argv[0]}", observed=str(err)) from err
+            lack = exhaustion(err, f"starting {argv[0]}", forking=True)
+            raise lack or HostLacks(f"cannot start {argv[0]}", observed=str(err)) from err
         except BaseException:
             # Interrupted while the other thread forks: whatever it started must not stay.
             future.add_done_callback(_discard)
