@@ -55,6 +55,7 @@ pytest_plugins = (
     "harness.pytest_plugin.workers",
     "harness.pytest_plugin.attribution",
     "harness.pytest_plugin.runs",
+    "harness.pytest_plugin.leftovers",
 )
 
 _KERNEL = pytest.StashKey[str | None]()
