@@ -2,7 +2,6 @@
 """What this process still holds of machines: asked when there should be nothing left."""
 
 import contextlib
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +45,7 @@ def _memory_files() -> Iterator[str]:
         with contextlib.suppress(OSError):
             target = str(fd.readlink())
             if target.startswith(_MEMFD):
-                yield f"memory file {target.split()[0]}, inode {fd.stat().st_ino}, descriptor {fd.name}"
+                yield f"memory file {target.split(maxsplit=1)[0]}, inode {fd.stat().st_ino}, descriptor {fd.name}"
 
 
 def _sockets() -> Iterator[str]:
