@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness import doctor, repro
+from harness import attach, doctor, repro
 from harness.bench import door as bench
 from harness.bug import report_bug
 from harness.contract.catalogue import catalogue
@@ -163,6 +163,13 @@ def _parser() -> argparse.ArgumentParser:
     again.set_defaults(run=lambda found: repro.run(found.folder, RichProgress()))
 
     bench.add_arguments(commands.add_parser("bench", help="how fast it is, beside its peers"))
+
+    kept = commands.add_parser("attach", help="look at a guest that pytest --keep-vm keeps")
+    kept.add_argument("socket", metavar="SOCKET", type=Path, help="what pytest printed")
+    kept.add_argument("words", metavar="WORD", nargs="*",
+                      help=f"{', '.join(attach.WORDS)}; after qmp its command, and arguments as JSON; "
+                      "a shell by default")  # fmt: skip
+    kept.set_defaults(run=lambda found: attach.attach(found.socket, found.words))
 
     explain = commands.add_parser("clauses", help="what a clause promises, who says so, how it is decided")
     explain.add_argument(

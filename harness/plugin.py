@@ -41,6 +41,7 @@ from harness.pytest_plugin.asked import (
     uncaptured,
 )
 from harness.pytest_plugin.attribution import current
+from harness.pytest_plugin.kept import keep
 from harness.pytest_plugin.kinds import note_kind
 from harness.pytest_plugin.runs import KEEP_RUNS
 from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, lines, seats_of, taken
@@ -56,6 +57,7 @@ pytest_plugins = (
     "harness.pytest_plugin.attribution",
     "harness.pytest_plugin.runs",
     "harness.pytest_plugin.leftovers",
+    "harness.pytest_plugin.kept",
 )
 
 _KERNEL = pytest.StashKey[str | None]()
@@ -215,6 +217,9 @@ def pytest_runtest_makereport(
     note_kind(item, call, report)
     if report.failed and seats:
         evidence.attach(item, call, report, seats)
+        if item.config.getoption("--keep-vm"):
+            seats[0].call_sick("it was kept")
+            keep(item.config, seats[0].guest, seats[0].sections, item.nodeid)
     return report
 
 
@@ -235,7 +240,9 @@ def _seated(config: pytest.Config, image: GuestImage, role: Role) -> Iterator[Se
             started = stack.enter_context(make_guest(options, image, progress(config)))
         with in_its_own_words():
             acquaint(started)
-            seat = Seat(role, started, config.stash[_KERNEL], snapshots=options.snapshot)
+            looked_at = config.getoption("--keep-vm") or config.getoption("--dump-on-failure")
+            kernel = config.stash[_KERNEL]
+            seat = Seat(role, started, kernel, snapshots=options.snapshot, looked_at=looked_at)
             if role is Role.SESSION:  # the fresh one is made ready by its fixture
                 seat.ready(current(config), clean=False)
         yield stack.enter_context(taken(config, seat))

@@ -16,8 +16,11 @@ from enum import Enum
 import pytest
 
 from harness.errors import GuestFailure, HarnessError
+from harness.forensics.evidence import hold_when_it_ends
+from harness.forensics.gdb import module_sections
 from harness.link import Guest, Start, StartKind
 from harness.pytest_plugin.watch import Trouble, Watch
+from harness.vm import Console
 
 ATTEMPTS = 3
 """Restores in a row that may fail before the session is given up."""
@@ -48,6 +51,7 @@ class Seat:
         guest: started.
         kernel: which of several kernels it runs, as typed after ``--kernel``; None where there is only one.
         snapshots: whether it may start from a snapshot.
+        looked_at: somebody wants to see it after a failure: QEMU is to stay when the guest ends itself.
 
     Attributes:
         role: as given.
@@ -55,10 +59,13 @@ class Seat:
         kernel: as given.
         used_by: id of the last test that used it; ``""`` before the first.
         watch: whose trouble is whose.
+        sections: addresses of its module's sections, where it is looked at.
         late: what came up after a test had been looked at for the last time, with the test's id.
     """
 
-    def __init__(self, role: Role, guest: Guest, kernel: str | None, *, snapshots: bool) -> None:
+    def __init__(
+        self, role: Role, guest: Guest, kernel: str | None, *, snapshots: bool, looked_at: bool = False
+    ) -> None:
         self.role = role
         self.guest = guest
         self.kernel = kernel
@@ -68,6 +75,9 @@ class Seat:
         self._sick = ""
         self._found: HarnessError | None = None
         self._snapshots = snapshots
+        self._looked_at = looked_at
+        self._holding: Console | None = None
+        self.sections = module_sections(guest) if looked_at else {}
         self._deaths: list[str] = []
         machine = guest.machine
         accelerator = machine.accelerator
@@ -88,6 +98,7 @@ class Seat:
         """
         found: HarnessError | None = None
         if not self.used_by:
+            self._hold()
             self.watch.begin(test)
         else:
             self.look_late()
@@ -149,6 +160,13 @@ class Seat:
             return found
         return None
 
+    def _hold(self) -> None:
+        """A QEMU that is new is told to stay."""
+        console = self.guest.machine.console
+        if self._looked_at and self._holding is not console:
+            hold_when_it_ends(self.guest)
+            self._holding = console
+
     def _remember(self, found: HarnessError | None, test: str) -> None:
         start = self.guest.start
         if found is not None:
@@ -166,6 +184,7 @@ class Seat:
             try:
                 self.guest.restore()
                 self.watch.renew()
+                self._hold()
                 self.watch.begin(test)
             except HarnessError as error:
                 failures.append(error)

@@ -43,9 +43,9 @@ def _children() -> Iterator[str]:
 def _memory_files() -> Iterator[str]:
     for fd in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            target = str(fd.readlink())
+            target = str(fd.readlink()).removesuffix(" (deleted)")
             if target.startswith(_MEMFD):
-                yield f"memory file {target.split(maxsplit=1)[0]}, inode {fd.stat().st_ino}, descriptor {fd.name}"
+                yield f"memory file {target}, inode {fd.stat().st_ino}, descriptor {fd.name}"
 
 
 def _sockets() -> Iterator[str]:
