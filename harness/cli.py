@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The console door: ``iobmd check``, ``iobmd clauses``, ``iobmd boot``, ``iobmd ssh`` and ``iobmd doctor``.
 
-Exit codes: 0 all well, 1 a clause is broken, 2 could not run (the host lacks something, or bad arguments),
-3 the guest or QEMU died, 130 interrupted.
+The exit code says what kind of failure it was: 0 all well, the others are `harness.errors.FailureKind`.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -14,10 +14,12 @@ from pathlib import Path
 from rich.console import Console
 
 from harness import doctor
+from harness.bug import report_bug
 from harness.contract.catalogue import catalogue
 from harness.contract.engine import all_checks, judge
 from harness.contract.model import ClauseResult, Verdict
-from harness.errors import GuestFailure, HarnessError
+from harness.errors import FailureKind, GuestFailure, HarnessError, exhaustion
+from harness.forensics import diagnosed
 from harness.history import last_verdicts, remember
 from harness.images import RichProgress
 from harness.iokit import IOKit
@@ -26,8 +28,12 @@ from harness.oracle import Oracle
 from harness.report import Proof, check_writable, print_clauses, print_judgement, report_console, write_json
 from harness.vm import QemuDied
 
+#: What a shell shows for a program that SIGPIPE ended: somebody closed our standard output.
+_READER_GONE = 141
+
 _EPILOG = """\
-exit codes: 0 all well; 1 a clause is broken; 2 could not run; 3 the guest or QEMU died; 130 interrupted
+exit codes:
+{codes}
 
 examples:
   iobmd check                              judge the default kernel
@@ -47,7 +53,7 @@ does.  The connection runs over a virtio-serial port: no network, no TCP port; b
 key.  The guest ends when the shell or the command does."""
 
 _SSH_EXAMPLES = """\
-exit codes: the command's; 255: a signal ended it; 2 could not run; 3 the guest died
+exit codes: the command's; 255: a signal ended it; otherwise as `iobmd --help` lists them
 
 examples:
   iobmd ssh                                      look around; exit or Ctrl-D leaves
@@ -58,23 +64,53 @@ examples:
 """
 
 
+class _PatientConsole(Console):
+    def on_broken_pipe(self) -> None:
+        """Print no more, but live on: the exit code stays that of what was found out."""
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors of the harness are printed, not raised.
 
     Args:
         argv: the words after ``iobmd``; those of the process if None.
     """
-    arguments = _parser().parse_args(argv)
-    errors = Console(stderr=True, highlight=False)
+    words = sys.argv[1:] if argv is None else argv
     try:
+        arguments = _parser().parse_args(words)
         return int(arguments.run(arguments))
-    except HarnessError as error:
-        style = "red" if errors.is_terminal else None
-        errors.print(f"iobmd: {error}", markup=False, soft_wrap=True, style=style)
-        return error.exit_code
+    except BrokenPipeError:
+        return _READER_GONE
     except KeyboardInterrupt:
-        errors.print("iobmd: interrupted; nothing is left running")
-        return 130
+        _tell("interrupted; nothing is left running")
+        return FailureKind.INTERRUPTED.exit_code
+    except Exception as error:
+        named = error if isinstance(error, HarnessError) else exhaustion(error, "running iobmd")
+        if named is None or named.kind is FailureKind.HARNESS_BUG:
+            named = report_bug(error, words)
+        _tell(str(named), alarming=True)
+        return named.exit_code
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return what ``iobmd`` exits with for an error that is no HarnessError."""
+    named = exhaustion(error, "running iobmd")
+    return (named.kind if named is not None else FailureKind.NOT_DONE).exit_code
+
+
+def exit_codes() -> str:
+    """Return the table of exit codes for ``--help``, from `FailureKind` itself."""
+    rows = [("0", "", "all well"), *((str(one.exit_code), one.word, one.meaning) for one in FailureKind)]
+    return "\n".join(f"  {code:>3}  {word:20} {meaning}" for code, word, meaning in rows)
+
+
+def _tell(text: str, *, alarming: bool = False) -> None:
+    errors = _PatientConsole(stderr=True, highlight=False)
+    style = "red" if alarming and errors.is_terminal else None
+    with contextlib.suppress(OSError):  # nobody listens: the exit code says it all the same
+        errors.print(f"iobmd: {text}", markup=False, soft_wrap=True, style=style)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="iobmd",
         description="Boots a real Linux kernel, creates DMA buffers in it as IOBufferMemoryDescriptor\n"
         "documents them, and judges every claim by evidence taken from outside the guest.",
-        epilog=_EPILOG,
+        epilog=_EPILOG.format(codes=exit_codes()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('iobmd')}")
@@ -122,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_clauses)
 
     host = commands.add_parser("doctor", help="what this host can do and what is missing")
-    host.set_defaults(run=lambda _: doctor.run(Console(highlight=False)))
+    host.set_defaults(run=lambda _: doctor.run(_PatientConsole(highlight=False)))
     return parser
 
 
@@ -135,7 +171,7 @@ def _check(arguments: argparse.Namespace) -> int:
     image = prepare(options, progress)
     decided: list[ClauseResult] = []
     try:
-        with make_guest(options, image, progress) as booted, IOKit(booted) as iokit:
+        with make_guest(options, image, progress) as booted, diagnosed(booted), IOKit(booted) as iokit:
             judgement = judge(booted, iokit, Oracle(booted.machine), clauses, progress, into=decided)
     except GuestFailure:
         if decided:
@@ -193,7 +229,7 @@ def _ssh(arguments: argparse.Namespace) -> int:
     progress = RichProgress()
     image = prepare(options, progress)
     image.ssh_payload(progress)
-    with make_guest(options, image) as booted:
+    with make_guest(options, image) as booted, diagnosed(booted):
         return visit(booted, arguments.command, put, get)
 
 

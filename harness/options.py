@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.deadlines import Deadlines
 from harness.errors import BadInput
+from harness.forensics import diagnose
 from harness.images import (
     GuestImage,
     KernelSelector,
@@ -38,6 +40,7 @@ class MachineOptions:
         accel: which accelerator to use.
         refresh: look for a newer version of the recipe's kernel first.
         snapshot: start from a snapshot where there is one, and make it where there is none.
+        timeout_scale: what every deadline is multiplied by.
     """
 
     kernel: str = DEFAULT_RECIPE
@@ -48,13 +51,14 @@ class MachineOptions:
     accel: Accel = Accel.AUTO
     refresh: bool = False
     snapshot: bool = True
+    timeout_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse a machine that cannot be before a kernel is downloaded for it.
 
         Raises:
-            BadInput: no such recipe, parts of a kernel without the others, or memory or CPUs outside of what
-                a machine can have.
+            BadInput: no such recipe, parts of a kernel without the others, memory or CPUs outside of what a
+                machine can have, or a scale that is none.
         """
         if not self.kernel:
             raise BadInput("--kernel is empty", hint=f"--kernel {DEFAULT_RECIPE}")
@@ -62,6 +66,7 @@ class MachineOptions:
             find_recipe(self.selector.recipe)
         nothing = Path()
         MachineSpec(kernel=nothing, initrd=nothing, memory_mib=self.memory_mib, cpus=self.cpus)
+        Deadlines(scale=self.timeout_scale)
 
     @property
     def selector(self) -> KernelSelector:
@@ -77,6 +82,7 @@ class MachineOptions:
             memory_mib=self.memory_mib,
             cpus=self.cpus,
             accel=self.accel,
+            timeout_scale=self.timeout_scale,
             cmdline=("iobmd.shell",) if with_shell else (),
         )
 
@@ -99,6 +105,9 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--no-snapshot", action="store_true", default=False,
         help="boot every guest; without this it starts from the snapshot of one that has booted before, and "
         "makes one when there is none")  # fmt: skip
+    add("--timeout-scale", metavar="FACTOR", type=float, default=1.0,
+        help="multiply every deadline; they fit a guest's own boot already, so this is for a host that gets "
+        "slower later; default %(default)s")  # fmt: skip
 
 
 def from_namespace(values: Namespace) -> MachineOptions:
@@ -112,6 +121,7 @@ def from_namespace(values: Namespace) -> MachineOptions:
         accel=Accel(values.accel),
         refresh=getattr(values, "refresh", False),
         snapshot=not values.no_snapshot,
+        timeout_scale=values.timeout_scale,
     )
 
 
@@ -139,4 +149,4 @@ def make_guest(
             keep the boot from who wants to see it.
     """
     snapshots = SnapshotStore.default(progress) if options.snapshot and not with_shell else None
-    return Guest(image, options.guest(with_shell=with_shell), snapshots)
+    return Guest(image, options.guest(with_shell=with_shell), snapshots, diagnose)

@@ -40,6 +40,7 @@ from harness.pytest_plugin.asked import (
     progress,
     uncaptured,
 )
+from harness.pytest_plugin.kinds import note_kind
 from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, lines, seats_of, taken
 from harness.pytest_plugin.workers import capped
 from harness.vm import Machine
@@ -191,6 +192,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keep the evidence of a failure while the guest is still there."""
     report = yield
+    note_kind(item, call, report)
     seats = seats_of(item)
     if call.when == "setup":
         item.user_properties += evidence.properties(item, seats)

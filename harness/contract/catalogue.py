@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from harness.contract.model import Clause, Kind
-from harness.errors import BadInput, HarnessError
+from harness.errors import BadInput, FailureKind, HarnessError
 
 _RESOURCE: Final = "catalogue.toml"
 _COUNTS: Final = MappingProxyType(
@@ -23,6 +23,8 @@ _CHOICE_KEYS: Final = frozenset({"decision", "implementation"})
 
 class CatalogueDamaged(HarnessError):
     """The catalogue shipped with the package does not pass its own checks; the findings are the evidence."""
+
+    kind = FailureKind.HARNESS_BUG
 
 
 class UnknownClause(BadInput, KeyError):

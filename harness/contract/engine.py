@@ -12,7 +12,7 @@ from harness.contract.case import Bench, Case
 from harness.contract.facts import MachineFacts
 from harness.contract.model import Clause, ClauseResult, Judgement, Provenance, Verdict
 from harness.contract.outcome import Broken, NotApplicable, Unproved
-from harness.errors import GuestFailure, HarnessError
+from harness.errors import FailureKind, GuestFailure, HarnessError
 from harness.images import Progress
 from harness.iokit import IOKit
 from harness.link import Guest, GuestOSError
@@ -24,7 +24,9 @@ _NO_CHECK = "no check decides this clause yet"
 
 
 class CheckFault(HarnessError):
-    """A check itself went wrong, so it says nothing about the clause: a bug of this project (exit code 2)."""
+    """A check itself went wrong, so it says nothing about the clause: a bug of this project."""
+
+    kind = FailureKind.HARNESS_BUG
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.errors import HarnessError, HostLacks
+from harness.errors import HarnessError, HostLacks, named_exhaustion
 from harness.images.paths import cache_root
 from harness.images.store import no_space
 
@@ -116,18 +116,19 @@ def start(
     """Start a program in a group of its own that dies with this process."""
     leash = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
     try:
-        return subprocess.Popen(
-            [*leash, *argv],
-            cwd=cwd,
-            env=dict(env) if env is not None else clean_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-            pass_fds=pass_fds,
-        )
+        with named_exhaustion(" ".join(argv), forking=True):
+            return subprocess.Popen(
+                [*leash, *argv],
+                cwd=cwd,
+                env=dict(env) if env is not None else clean_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+                pass_fds=pass_fds,
+            )
     except FileNotFoundError:
         raise HostLacks(
             f"the program {argv[0]} is not installed", tried=" ".join(argv), hint="run images/bootstrap"

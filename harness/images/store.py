@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HostLacks
+from harness.errors import FailureKind, HostExhausted, HostLacks, exhaustion
 from harness.images.paths import CACHE_VARIABLE, cache_root
 from harness.images.progress import Progress
 
@@ -33,6 +33,12 @@ _FSYNC_EACH_MAX = 64
 
 class CacheUnusable(HostLacks):
     """The cache folder cannot be written: read-only, no permission, or full."""
+
+
+class CacheFull(CacheUnusable, HostExhausted):
+    """The cache folder cannot be written, because the disk under it is full."""
+
+    kind = FailureKind.HOST_EXHAUSTED
 
 
 @contextmanager
@@ -50,12 +56,15 @@ def cache_errors(path: Path, doing: str) -> Iterator[None]:
                 observed=str(error),
                 hint=f"make it writable, or point {CACHE_VARIABLE} at a folder that is",
             ) from error
+        named = exhaustion(error, doing)
+        if named is not None:
+            raise named from error
         raise
 
 
-def no_space(path: Path, doing: str, observed: str) -> CacheUnusable:
+def no_space(path: Path, doing: str, observed: str) -> CacheFull:
     """Describe a full disk."""
-    return CacheUnusable(
+    return CacheFull(
         f"the disk under the cache is full: {path}",
         tried=doing,
         observed=observed,

@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from harness.errors import BadInput
+from harness.deadlines import Deadlines
+from harness.errors import BadInput, named_exhaustion
 from harness.images import GuestImage, SilentProgress
 from harness.link.errors import RequestTimedOut
 from harness.link.link import Hello, Link
@@ -22,6 +23,7 @@ from harness.link.process import Process
 from harness.link.program import Program
 from harness.link.start import Start
 from harness.link.syscalls import Nr, cstring
+from harness.link.vitals import Vitals
 from harness.vm import (
     Accel,
     GuestSilent,
@@ -50,6 +52,7 @@ _COMMAND_LINE = (
     "loglevel=5",  # warnings and worse; every character costs emulated time, the rest stays in /dev/kmsg
     "panic=-1",  # reboot at once, and -no-reboot turns that into QEMU's exit: nobody waits for a deadline
     "oops=panic",  # an oops has killed a thread of pid 1 and its locks: nothing after it can be believed
+    "sysrq_always_enabled",  # a guest that hangs is asked for backtraces; Debian's kernels would refuse them
     "cryptomgr.notests=1",  # ciphers test themselves for a tenth of an emulated boot; nothing here uses them
     "noreplace-smp",  # patching every lock prefix away for one CPU costs emulation more than the prefixes do
     "no_timer_check",  # a busy host fails the boot's timer test, which panics; KVM guests skip it as well
@@ -68,8 +71,9 @@ class GuestOptions:
         accel: which accelerator to use.
         cmdline: further words for the kernel's command line.
         devices: further QEMU ``-device`` values.
-        boot_timeout: seconds from QEMU's start to the agent's first reply.
-        operation_timeout: seconds for one system call.
+        boot_timeout: seconds from QEMU's start to the agent's first reply; None: what suits this guest.
+        operation_timeout: seconds for one system call; None: what suits this guest.
+        timeout_scale: what every deadline that is not given is multiplied by.
         peer: give the guest the port that `Guest.peer` needs.
     """
 
@@ -80,8 +84,9 @@ class GuestOptions:
     accel: Accel = Accel.AUTO
     cmdline: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
-    boot_timeout: float = 60.0
-    operation_timeout: float = 30.0
+    boot_timeout: float | None = None
+    operation_timeout: float | None = None
+    timeout_scale: float = 1.0
     peer: bool = True
 
 
@@ -95,11 +100,15 @@ class Guest(Process):
         options: the machine around it.
         snapshots: where a guest that booted once is kept, for this one and others like it to start from;
             None: every start is a boot.
+        diagnose: looks into a failure and returns what to raise, as `harness.forensics.diagnose` does; None:
+            a time-out stays a RequestTimedOut.
 
     Attributes:
         image: as given.
         options: as given.
-        operation_timeout: seconds for one system call; the options'.
+        deadlines: for everything that is waited for; known better once it has booted.
+        operation_timeout: seconds for one system call; the options', or the deadlines'.
+        vitals: where it shows from outside that it lives.
         machine: QEMU; the same object over every `restore`.
         link: to the agent; another one after a `restore`.
         hello: who answered.
@@ -114,11 +123,14 @@ class Guest(Process):
         image: GuestImage,
         options: GuestOptions | None = None,
         snapshots: SnapshotStore | None = None,
+        diagnose: Callable[[Guest, Exception], Exception] | None = None,
     ) -> None:
         super().__init__()
         self.image = image
         self.options = options or GuestOptions()
-        self.operation_timeout = self.options.operation_timeout
+        self.vitals = Vitals()
+        self.wait_as(Deadlines(scale=self.options.timeout_scale))
+        self._diagnose = diagnose
         self._snapshots = snapshots
         self._origin: Origin | None = None
         self._starts: list[Start] = []
@@ -129,8 +141,14 @@ class Guest(Process):
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        with named_exhaustion("starting a guest"):
+            return self._enter()
+
+    def _enter(self) -> Self:
         spec = self._spec()
         verdict = choose_accelerator(spec)  # may boot a guest of its own, which is not this one's time
+        config = self.image.kernel.headers / ".config"
+        self.wait_as(Deadlines.expected(verdict.name, config, scale=self.options.timeout_scale))
         with ExitStack() as stack:
             self._origin = Origin(self, spec, verdict, self._snapshots)
             self._starts.append(self._origin.begin(stack))
@@ -175,7 +193,8 @@ class Guest(Process):
         if self._origin is None:
             raise BadInput("the guest was not started", hint="use it as: with Guest(image) as guest: ...")
         self._let_go("the guest was restored")
-        self._starts.append(self._origin.again())
+        with named_exhaustion("starting the guest again"):
+            self._starts.append(self._origin.again())
         return self.start
 
     @property
@@ -267,7 +286,17 @@ class Guest(Process):
             self.machine.check,
             self._evidence,
             ticket=ticket,
+            refine=self._refine,
+            deadlines=self.deadlines,
         )
+
+    def wait_as(self, deadlines: Deadlines) -> None:
+        """Wait as long as these deadlines say from now on; what the options give in seconds stays."""
+        self.deadlines = deadlines
+        given = self.options.operation_timeout
+        self.operation_timeout = deadlines.operation if given is None else given
+        if hasattr(self, "link"):
+            self.link.deadlines = deadlines
 
     def first_reply(self, started: float) -> Hello:
         """Wait for the agent of a booting guest; for `harness.link.origin`.
@@ -276,15 +305,17 @@ class Guest(Process):
             started: host's monotonic time of QEMU's start, in seconds.
 
         Raises:
-            GuestSilent: it did not answer in the options' ``boot_timeout``.
+            GuestSilent: it did not answer in the options' ``boot_timeout``, or the deadlines' ``boot``; its
+                kind and probes are what a diagnosis has found.
         """
         # HELLO goes out at once; QEMU holds it until the agent opens the port.
-        seconds = self.options.boot_timeout
+        given = self.options.boot_timeout
+        seconds = self.deadlines.boot if given is None else given
         try:
             return self.link.hello(max(started + seconds - time.monotonic(), 0.0))
         except RequestTimedOut as error:
             machine = self.machine
-            raise GuestSilent(
+            silent = GuestSilent(
                 f"the agent did not answer within {seconds:g} s of QEMU's start",
                 seconds=seconds,
                 scene=Scene(
@@ -294,8 +325,11 @@ class Guest(Process):
                     workdir=machine.workdir,
                 ),
                 observed=error.observed,
-                hint="the console shows how far the boot came; a slow host needs a longer boot_timeout",
-            ) from error
+                hint="the console shows how far the boot came; a slow host needs --timeout-scale 2, or more",
+            )
+            silent.call_it(error.kind)
+            silent.probes = error.probes
+            raise silent from error
 
     def _let_go(self, why: str) -> None:
         """Everything that speaks to the guest as it was ends here."""
@@ -314,7 +348,16 @@ class Guest(Process):
             )
         if self._peer is not None:
             self._peer.bury("another took its place")
-        return Peer(self, self.machine.port(PEER_PORT_NAME), self.machine.check, self._evidence)
+        port = self.machine.port(PEER_PORT_NAME)
+        return Peer(self, port, self.machine.check, self._evidence, self._refine_peer)
+
+    def _refine(self, error: RequestTimedOut) -> Exception:
+        return error if self._diagnose is None else self._diagnose(self, error)
+
+    def _refine_peer(self, error: RequestTimedOut) -> Exception:
+        error.agent_answers = None  # it is the peer that was asked
+        error.observed = "the peer process is silent"
+        return self._refine(error)
 
     def _close_ssh(self) -> None:
         if self._ssh is not None:

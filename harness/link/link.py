@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Requests to the agent, and what their failures mean."""
 
-import contextlib
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from harness.deadlines import Deadlines
 from harness.errors import BadInput
 from harness.images.layouts import Layouts
 from harness.link import errors
@@ -16,7 +16,7 @@ from harness.link.frames import Frame, Protocol
 from harness.link.syscalls import Argument, Call, SyscallResult
 
 # How long the agent gets to answer the ping that tells a stuck operation from a silent agent.
-_PROBE_SECONDS = 1.0
+_PROBE_SECONDS = 0.4
 # The socket closes a moment before the death of QEMU shows.
 _DEATH_SECONDS = 1.0
 _DEATH_LOOK_SECONDS = 0.005
@@ -123,13 +123,14 @@ class Pending:
         """The reply.
 
         Args:
-            timeout: seconds from now.  Before a time-out is reported the agent is asked for a sign of life,
-                which may take one second more.
+            timeout: seconds from now.  Before a time-out is reported the guest is asked for signs of life,
+                which may take two seconds more.
             pause: called now and then, where it may raise.  With it the request is not given up after a
                 time-out or an interruption: a reply that comes later is there at the next `wait`.
 
         Raises:
             RequestTimedOut: no reply in time; one that comes later is dropped, unless there is a *pause*.
+                The subclass says what hangs.
             ChannelBroken: noise on the channel while this was in flight, or the other end closed.
             RequestRejected: the agent said no; the subclass says why.
             GuestFailure: whatever the link's ``check`` raises, within about 50 ms of its cause.
@@ -173,9 +174,12 @@ class Link:
         evidence: lines to show beside a failure, usually the console's last.
         ticket: what the agent at the other end was started with, 0 for none.  :meth:`hello` has to come first
             then, and bytes on the stream from before are dropped.
+        refine: looks into a time-out of a silent agent and returns what to raise.
+        deadlines: for what is asked without one.
 
     Attributes:
         protocol: the numbers of guest/link_abi.h, as this agent was built.
+        deadlines: as given; may be replaced.
         workers: operations the agent executes at once; None before :meth:`hello`.
     """
 
@@ -185,13 +189,18 @@ class Link:
         layouts: Layouts,
         check: Callable[[], None],
         evidence: Callable[[], Sequence[str]] = tuple,
+        *,
         ticket: int = 0,
+        refine: Callable[[errors.RequestTimedOut], Exception] | None = None,
+        deadlines: Deadlines | None = None,
     ) -> None:
         self.protocol = Protocol(layouts)
+        self.deadlines = deadlines or Deadlines()
         self.workers: int | None = None
         self._mourned: float | None = None
         self._check = check
         self._evidence = evidence
+        self._refine = refine
         self._channel = Channel(sock, self.protocol, check, ticket)
 
     def submit(self, op: int, payload: bytes = b"", what: str = "") -> Pending:
@@ -219,17 +228,17 @@ class Link:
             )
         return Pending(self, self._channel.prepare(op, payload, what))
 
-    def ping(self, payload: bytes = b"", timeout: float = 5.0) -> bytes:
+    def ping(self, payload: bytes = b"", timeout: float | None = None) -> bytes:
         """An echo by the agent's reading thread; works while operations hang in the kernel.
 
         Args:
             payload: comes back.
-            timeout: seconds.
+            timeout: seconds; None: the deadlines' ``reply``.
 
         Raises:
             ChannelBroken: something else came back.
         """
-        echo = self.submit(self.protocol.ping, payload).wait(timeout).payload
+        echo = self.submit(self.protocol.ping, payload).wait(self._reply_seconds(timeout)).payload
         if echo != payload:
             raise errors.ChannelBroken(
                 "the agent's echo differs from what was sent",
@@ -238,16 +247,28 @@ class Link:
             )
         return echo
 
-    def hello(self, timeout: float = 5.0) -> Hello:
+    def answers(self, timeout: float = _PROBE_SECONDS) -> bool:
+        """Whether the agent echoes within *timeout* seconds; what is wrong if it does not is not looked into.
+
+        Raises:
+            GuestFailure: whatever the link's ``check`` raises.
+        """
+        what = self.protocol.ops[self.protocol.ping]
+        flight = self._channel.prepare(self.protocol.ping, b"", what)
+        self._channel.launch(flight)
+        self._channel.wait(flight, timeout)
+        return flight.reply is not None
+
+    def hello(self, timeout: float | None = None) -> Hello:
         """Ask the agent who it is.
 
         Args:
-            timeout: seconds.
+            timeout: seconds; None: the deadlines' ``reply``.
 
         Raises:
             ChannelBroken: the agent was built from another link_abi.h.
         """
-        reply = self.submit(self.protocol.hello).wait(timeout)
+        reply = self.submit(self.protocol.hello).wait(self._reply_seconds(timeout))
         record = self.protocol.hello_record
         fields = record.unpack(reply.payload) if len(reply.payload) == record.size else {}
         if fields.get("protocol") != self.protocol.version:
@@ -262,42 +283,46 @@ class Link:
         self.workers = hello.workers
         return hello
 
-    def hold(self, ticket: int, timeout: float = 5.0) -> None:
+    def hold(self, ticket: int, timeout: float | None = None) -> None:
         """Announce a snapshot: from the reply on, the agent drops everything before request number *ticket*.
 
         Args:
             ticket: not 0; the `Link` that follows on this stream is made with it.
-            timeout: seconds.
+            timeout: seconds; None: the deadlines' ``reply``.
         """
-        self.submit(self.protocol.hold, self.protocol.hold_record.pack(ticket=ticket)).wait(timeout)
+        seconds = self._reply_seconds(timeout)
+        self.submit(self.protocol.hold, self.protocol.hold_record.pack(ticket=ticket)).wait(seconds)
 
-    def resume(self, nonce: bytes, realtime_ns: int, timeout: float = 5.0) -> Resumed:
+    def resume(self, nonce: bytes, realtime_ns: int, timeout: float | None = None) -> Resumed:
         """Tell a guest that it was restored: the time of day, and 16 bytes no other restore has had.
 
         Args:
             nonce: 16 random bytes; they also feed the guest's random numbers.
             realtime_ns: nanoseconds since 1970.
-            timeout: seconds.
+            timeout: seconds; None: the deadlines' ``reply``.
         """
         payload = self.protocol.resume_record.pack(nonce=nonce, realtime_ns=realtime_ns)
-        reply = self.submit(self.protocol.resume, payload).wait(timeout).payload
+        reply = self.submit(self.protocol.resume, payload).wait(self._reply_seconds(timeout)).payload
         fields = self.protocol.resumed_record.unpack(reply)
         del fields["reserved"]
         return Resumed(**fields)
 
-    def syscall(self, number: int, *args: Argument, timeout: float = 30.0, what: str = "") -> SyscallResult:
+    def syscall(
+        self, number: int, *args: Argument, timeout: float | None = None, what: str = ""
+    ) -> SyscallResult:
         """One system call, executed by the agent.
 
         Args:
             number: x86-64 number, see :class:`~harness.link.syscalls.Nr`.
             args: up to six integers or buffers (``In``, ``Out``, ``InOut``).
-            timeout: seconds.
+            timeout: seconds; None: the deadlines' ``operation``.
             what: what to call it in errors.
 
         Returns:
             The raw result (a negative errno on failure) and the contents of ``Out`` and ``InOut`` buffers.
         """
-        return self.start(number, *args, what=what).wait(timeout)
+        seconds = self.deadlines.operation if timeout is None else timeout
+        return self.start(number, *args, what=what).wait(seconds)
 
     def start(self, number: int, *args: Argument, what: str = "") -> PendingCall:
         """Send a :meth:`syscall` and go on; several in flight may be executed in any order."""
@@ -344,32 +369,36 @@ class Link:
             evidence=tuple(self._evidence()),
         )
 
-    def _timed_out(self, flight: Flight, timeout: float) -> errors.RequestTimedOut:
+    def _reply_seconds(self, given: float | None) -> float:
+        return self.deadlines.reply if given is None else given
+
+    def _timed_out(self, flight: Flight, timeout: float) -> Exception:
         alive: bool | None = None
         if flight.unsent:
             observed = (
                 f"{len(flight.unsent)} of {flight.size} bytes could not be sent: nobody reads in the guest"
             )
-        elif flight.what == self.protocol.ops[self.protocol.ping] or not self._probe():
+        elif not self._probe():
             alive = False
             observed = "the agent is silent: it, the kernel under it, or QEMU hangs"
         else:
             alive = True
             observed = "the agent answers, the operation is stuck in the kernel"
+            if flight.what == self.protocol.ops[self.protocol.ping]:
+                observed = "the agent answers, but not in time"
             if self.workers is not None and self._channel.abandoned > self.workers:
                 observed = (
                     f"the agent answers; its {self.workers} workers are stuck and this waits behind them"
                 )
-        return errors.RequestTimedOut(
+        kind = errors.OperationTimedOut if alive else errors.RequestTimedOut
+        raw = kind(
             f"{flight.what}: no reply within {timeout:g} s",
             agent_answers=alive,
             observed=observed,
             hint="on a slow machine give it a longer deadline; otherwise the console may say more",
             evidence=tuple(self._evidence()),
         )
+        return raw if alive or self._refine is None else self._refine(raw)
 
     def _probe(self) -> bool:
-        with contextlib.suppress(errors.RequestTimedOut, errors.ChannelBroken):
-            self.ping(timeout=_PROBE_SECONDS)
-            return True
-        return False
+        return self.answers(_PROBE_SECONDS * self.deadlines.scale)

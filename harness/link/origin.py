@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.errors import GuestFailure, HarnessError
 from harness.link import pci
-from harness.link.start import Start, StartKind, prove, remember
+from harness.link.start import REWIND_SECONDS_MAX, Start, StartKind, prove, remember
+from harness.link.vitals import Vitals
 from harness.vm import (
     AcceleratorVerdict,
     Machine,
@@ -21,6 +22,7 @@ from harness.vm import (
     SnapshotStore,
     SnapshotUnusable,
     find_qemu,
+    process_stat,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +57,9 @@ class Origin:
             self._slot = snapshots.slot(spec, verdict.name, find_qemu())
         self._snapshot: Snapshot | None = None
         self._machine: Machine | None = None
+        self._boot_cpu = 0.0
         self._stack = ExitStack()
+        self._born = 0.0  # host's monotonic time at which the QEMU was started from the snapshot
 
     def begin(self, stack: ExitStack) -> Start:
         """Start the guest for the first time.
@@ -82,8 +86,9 @@ class Origin:
             GuestFailure: it does not even boot any more.
         """
         if self._snapshot is not None and self._machine is not None:
-            with suppress(*_FAILED):  # what is wrong with this QEMU need not be wrong with another
-                return self._from(self._snapshot, self._machine.restore)
+            if time.monotonic() - self._born < REWIND_SECONDS_MAX:
+                with suppress(*_FAILED):  # what is wrong with this QEMU need not be wrong with another
+                    return self._from(self._snapshot, self._machine.restore)
             try:
                 return self._from(self._snapshot, self._enter)
             except _FAILED as error:
@@ -95,17 +100,26 @@ class Origin:
         if self._machine is not None:
             self._machine.restart(snapshot)
         else:
-            machine = Machine(self._spec, accelerator=self._verdict, snapshot=snapshot)
+            machine = Machine(
+                self._spec,
+                accelerator=self._verdict,
+                snapshot=snapshot,
+                timeout_scale=self._guest.options.timeout_scale,
+            )
             self._guest.machine = self._machine = self._stack.enter_context(machine)
         return False
 
     def _from(self, snapshot: Snapshot, put_back: Callable[[Snapshot], bool]) -> Start:
         """Restore by *put_back*, which tells whether it is the same QEMU as before; prove what came of it."""
         guest, memo = self._guest, dict(snapshot.memo)
+        guest.vitals = Vitals.recall(memo)
+        guest.wait_as(guest.deadlines.measured(float(memo["boot_cpu_seconds"])))
         since = time.monotonic()
         same = put_back(snapshot)
+        if not same:
+            self._born = since
         guest.attach(int(memo["ticket"]))
-        guest.hello = prove(guest, memo, since)
+        guest.hello = prove(guest, memo, self._born)
         if self._spec.devices:
             pci.put_back(guest, memo["pci"])
         self._snapshot = snapshot
@@ -144,11 +158,15 @@ class Origin:
         self._enter(None)
         self._guest.attach(0)
         self._guest.hello = self._guest.first_reply(since)
-        return Start(StartKind.BOOTED, time.monotonic() - since)
+        start = Start(StartKind.BOOTED, time.monotonic() - since)
+        self._boot_cpu = process_stat(self._guest.machine.pid)[1]
+        self._guest.wait_as(self._guest.deadlines.measured(self._boot_cpu))
+        self._guest.vitals = Vitals.take(self._guest)
+        return start
 
     def _save(self, folder: Path, slot: Slot, boot_seconds: float) -> None:
         guest = self._guest
-        memo: dict[str, Any] = remember(guest, boot_seconds)
+        memo: dict[str, Any] = remember(guest, boot_seconds) | {"boot_cpu_seconds": self._boot_cpu}
         if self._spec.devices:
             memo["pci"] = pci.headers(guest)
         guest.link.hold(memo["ticket"])

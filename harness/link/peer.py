@@ -44,6 +44,7 @@ class Peer(Process):
         sock: host end of the peer's port.
         check: raises when the machine is dead.
         evidence: lines to show beside a failure.
+        refine: as for `Link`.
 
     Raises:
         PeerNotStarted: the agent says why not.
@@ -56,6 +57,7 @@ class Peer(Process):
         sock: socket.socket,
         check: Callable[[], None],
         evidence: Callable[[], Sequence[str]] = tuple,
+        refine: Callable[[errors.RequestTimedOut], Exception] | None = None,
     ) -> None:
         super().__init__()
         if hasattr(parent, "image"):  # an agent on the host was not booted from one
@@ -81,7 +83,15 @@ class Peer(Process):
         what = f"pidfd_open {started['pid']}"
         self._pidfd = parent.syscall(Nr.PIDFD_OPEN, started["pid"], 0, what=what).value
         try:
-            self.link = Link(sock, protocol.layouts, self._check, evidence, ticket=ticket)
+            self.link = Link(
+                sock,
+                protocol.layouts,
+                self._check,
+                evidence,
+                ticket=ticket,
+                refine=refine,
+                deadlines=parent.link.deadlines,
+            )
             self.hello = self.link.hello(_START_SECONDS)
         except BaseException:
             self.bury("its start failed")

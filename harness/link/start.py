@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from harness.link.guest import Guest
     from harness.link.link import Hello
 
-_PROOF_SECONDS: Final = 10.0
 _CLOCK_MONOTONIC: Final = 1
-#: How far the guest's clocks may be off: a busy host holds a reply back that long before anything is wrong.
+#: How far the guest's time of day may be off: a busy host holds a reply back that long.
 _CLOCK_SLACK_NS: Final = 5 * 10**9
+#: How long one QEMU may go on being put back. TCG's time-stamp counter never runs backwards within a process
+#: (softmmu/cpu-timers.c: cpu_get_ticks_locked, whose cpu_ticks_prev no saved state holds), so a guest's
+#: monotonic clock is ahead of its snapshot by as long as the lives before lasted. A leap of 20 s would be a
+#: lockup to the kernel's watchdog.
+REWIND_SECONDS_MAX: Final = 8.0
 
 
 class StartKind(Enum):
@@ -62,6 +66,7 @@ def remember(guest: "Guest", boot_seconds: float) -> dict[str, Any]:
         "monotonic_ns": seconds * 10**9 + nanoseconds,
         "ticket": int.from_bytes(os.urandom(8), "little") | 1,
         "boot_seconds": boot_seconds,
+        **guest.vitals.memo(),
     }
 
 
@@ -71,18 +76,18 @@ def prove(guest: "Guest", memo: dict[str, Any], since: float) -> "Hello":
     Args:
         guest: its machine was just restored.
         memo: from `remember`.
-        since: host's monotonic time in seconds from which on its clock may have gone on.
+        since: host's monotonic time in seconds at which its QEMU started the guest.
 
     Raises:
         NotRestored: it is another guest, or its clock is not the snapshot's.
         RequestTimedOut: the agent does not answer.
         GuestSilent: the console does not.
     """
-    console = guest.machine.console
+    console, seconds = guest.machine.console, guest.deadlines.proof
     mark = console.mark()
-    hello = guest.link.hello(_PROOF_SECONDS)
+    hello = guest.link.hello(seconds)
     nonce = os.urandom(16)
-    resumed = guest.link.resume(nonce, time.time_ns(), _PROOF_SECONDS)
+    resumed = guest.link.resume(nonce, time.time_ns(), seconds)
     passed = int((time.monotonic() - since) * 10**9)
     earliest = int(memo["monotonic_ns"])
     doubts = {
@@ -97,5 +102,5 @@ def prove(guest: "Guest", memo: dict[str, Any], since: float) -> "Hello":
     doubt = next((text for text, found in doubts.items() if found), "")
     if doubt:
         raise NotRestored("the guest is not the one the snapshot was made of", observed=doubt)
-    console.wait_for(f"^{RESTORED_LINE} {nonce.hex()}", _PROOF_SECONDS, since=mark)
+    console.wait_for(f"^{RESTORED_LINE} {nonce.hex()}", seconds, since=mark)
     return replace(hello, restore_nonce=nonce)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What can go wrong while looking at a guest from outside."""
 
-from harness.errors import GuestFailure, HarnessError
+from harness.errors import FailureKind, GuestFailure, HarnessError
 
 
 class OracleError(GuestFailure):
@@ -40,7 +40,9 @@ class Unmapped(OracleError):
 
 
 class ViewExpired(HarnessError):
-    """A view was used after its guest went on running (a mistake of the caller, exit code 2)."""
+    """A view was used after its guest went on running (a mistake of the caller)."""
+
+    kind = FailureKind.BAD_INPUT
 
     def __init__(self) -> None:
         super().__init__(

@@ -7,6 +7,7 @@ import hashlib
 import re
 import shlex
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,13 @@ import pytest
 from harness.images import source_root
 from harness.pytest_plugin.asked import machine_options
 from harness.pytest_plugin.seat import Seat
+from harness.vm import Console
 
 _CONSOLE_TAIL = 40
 _NAME_MAX = 150
+_QUIET_SECONDS = 0.1
+"""What a guest wrote before it answered is on its way; only our own thread may not have read it yet."""
+_WORDS_SECONDS = 1.0
 
 
 def attach(
@@ -30,6 +35,8 @@ def attach(
         report: of that phase.
         seats: the guests it used, the one it is about first; not empty.
     """
+    for seat in seats:
+        _let_it_finish(seat.guest.machine.console)
     try:
         kept = f"kept in {_keep(item, call, seats)}"
     except OSError as error:  # a full disk must not take the report of the failure with it
@@ -83,6 +90,13 @@ def folder_name(test: str) -> str:
     if name == plain and len(name) <= _NAME_MAX:
         return name
     return f"{name[:_NAME_MAX]}-{hashlib.sha256(test.encode()).hexdigest()[:8]}"
+
+
+def _let_it_finish(console: Console) -> None:
+    """Wait until all is read of what the guest has said: its last words are why anybody looks at this."""
+    end = time.monotonic() + _WORDS_SECONDS
+    while time.monotonic() < end and console.wait_output(_QUIET_SECONDS, since=console.mark()):
+        pass
 
 
 def _plain_id(item: pytest.Item) -> str:

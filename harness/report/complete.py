@@ -5,13 +5,15 @@ from collections import Counter
 
 from harness.contract.catalogue import Catalogue
 from harness.contract.model import Clause, ClauseResult, Judgement, Verdict
-from harness.errors import HarnessError
+from harness.errors import FailureKind, HarnessError
 
 DECIDED = (Verdict.HOLDS, Verdict.BROKEN)
 
 
 class IncompleteJudgement(HarnessError):
     """A judgement and the catalogue do not have the same clauses; a fault of whoever judged."""
+
+    kind = FailureKind.HARNESS_BUG
 
 
 def require_complete(judgement: Judgement, catalogue: Catalogue) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from harness.contract.catalogue import Catalogue
 from harness.contract.catalogue import catalogue as shipped
 from harness.contract.model import ClauseResult, Evidence, Judgement, PageEvidence, Verdict
-from harness.errors import HarnessError
+from harness.errors import HarnessError, exhaustion
 from harness.report.complete import by_group, outside, require_complete
 
 SCHEMA: Final = "iobmd.judgement/1"
@@ -81,11 +81,16 @@ def write_json(judgement: Judgement, path: Path, catalogue: Catalogue | None = N
         else:
             _replace(path.resolve(), text)
     except OSError as error:
-        raise ReportNotWritten(
+        failed = ReportNotWritten(
             f"the JSON report was not written: {error.strerror or error}",
             tried=f"writing {path}",
             hint="name a file in an existing folder you may write to",
-        ) from error
+        )
+        lack = exhaustion(error, failed.tried)
+        if lack is not None:
+            failed.call_it(lack.kind)
+            failed.hint = lack.hint
+        raise failed from error
 
 
 def _replace(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from harness.vm.errors import (
     Scene,
 )
 from harness.vm.machine import Machine, MachineState
+from harness.vm.process import process_stat
 from harness.vm.qemu import Qemu, find_qemu
 from harness.vm.qmp import Qmp, QmpEvent
 from harness.vm.ram import GuestRam, ram_ranges
@@ -60,5 +61,6 @@ __all__ = [
     "SnapshotUnusable",
     "choose_accelerator",
     "find_qemu",
+    "process_stat",
     "ram_ranges",
 ]

@@ -57,7 +57,7 @@ def capture_device_state(qmp: Qmp) -> bytes:
                 await _start(session)
                 await _finished(session)
 
-        qmp.transact("device state capture", transaction, CAPTURE_SECONDS)
+        qmp.transact("device state capture", transaction, CAPTURE_SECONDS * qmp.scale)
         return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
@@ -80,7 +80,7 @@ def save_state(qmp: Qmp) -> bytes:
             async with _image(session, fd), _without_ram(session):
                 await _run(session, "snapshot-save", _snapshot())
 
-        qmp.transact("saving the state", transaction, CAPTURE_SECONDS)
+        qmp.transact("saving the state", transaction, CAPTURE_SECONDS * qmp.scale)
         return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
@@ -102,7 +102,7 @@ def load_state(qmp: Qmp) -> None:
         async with _without_ram(session):
             await _run(session, "snapshot-load", _snapshot())
 
-    qmp.transact("loading the state", transaction, CAPTURE_SECONDS)
+    qmp.transact("loading the state", transaction, CAPTURE_SECONDS * qmp.scale)
 
 
 def _snapshot() -> dict[str, object]:

@@ -32,6 +32,7 @@ _COMPLAINTS_MAX: Final = 512
 _AFTERGLOW_MAX: Final = 4 << 20
 #: After a panic the kernel prints its trace and, with panic=-1, resets: time for someone who waits for that.
 _PANIC_GRACE: Final = 2.0
+_SEND_SECONDS: Final = 5.0
 
 #: Terminal control: CSI, OSC and two-character escapes (firmware sends them), and what moves the cursor.
 _CONTROL: Final = re.compile(
@@ -44,6 +45,9 @@ class Console:
 
     A thread reads whatever the guest prints into the log file and looks for trouble in it. Memory stays
     bounded whatever the guest does; the file has every byte.
+
+    Attributes:
+        scale: what the deadlines that a caller does not give are multiplied by.
     """
 
     def __init__(self, sock: socket.socket, log: Path) -> None:
@@ -53,6 +57,7 @@ class Console:
             sock: connected to the guest's serial port; this object owns it from now on.
             log: the file to write; it is created.
         """
+        self.scale = 1.0
         self._sock = sock
         self._path = log
         self._scene: Callable[[], Scene] | None = None
@@ -198,17 +203,18 @@ class Console:
         with self._lock:
             return self._lock.wait_for(lambda: self._ended, timeout)
 
-    def send(self, data: bytes, timeout: float = 5.0) -> None:
+    def send(self, data: bytes, timeout: float | None = None) -> None:
         r"""Types at the guest.
 
         Args:
             data: bytes as a terminal would send them; a line ends with ``b"\r"``.
-            timeout: seconds until the guest must have taken them.
+            timeout: seconds until the guest must have taken them; None: five, scaled.
 
         Raises:
             GuestSilent: it did not.
             MachineFailure: the machine has ended.
         """
+        timeout = _SEND_SECONDS * self.scale if timeout is None else timeout
         view, end = memoryview(data), time.monotonic() + timeout
         while view:
             left = end - time.monotonic()

@@ -9,9 +9,8 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from harness.errors import GuestFailure
+from harness.errors import FailureKind, GuestFailure
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,8 @@ class QemuDied(MachineFailure):
         signal_name: ``"SIGKILL"`` and the like, or None when QEMU left by itself.
     """
 
+    kind = FailureKind.QEMU_DIED
+
     def __init__(
         self, summary: str, *, status: int, scene: Scene, tried: str = "", hint: str = "", why: str = ""
     ) -> None:
@@ -107,11 +108,13 @@ class QemuDied(MachineFailure):
 class QemuRefused(QemuDied):
     """QEMU left before it answered at all: an option, a device or an image it does not take (exit code 2)."""
 
-    exit_code: ClassVar[int] = 2
+    kind = FailureKind.BAD_INPUT
 
 
 class QemuStuck(MachineFailure):
-    """QEMU survived even SIGKILL for several seconds: the host kernel holds it."""
+    """QEMU lives and does not run the guest: it was stopped, hangs, or even survives SIGKILL."""
+
+    kind = FailureKind.QEMU_STUCK
 
 
 class GuestPanicked(MachineFailure):
@@ -120,6 +123,8 @@ class GuestPanicked(MachineFailure):
     Attributes:
         panic: the console line that says so.
     """
+
+    kind = FailureKind.KERNEL_PANICKED
 
     def __init__(self, panic: str, *, scene: Scene, tried: str = "") -> None:
         self.panic = panic
@@ -159,9 +164,13 @@ class QmpRefused(QmpFailure):
 class QmpSilent(QmpFailure):
     """QEMU did not answer the command before its deadline."""
 
+    kind = FailureKind.QEMU_STUCK
+
 
 class QmpLost(QmpFailure):
     """The protocol connection is closed: QEMU is gone, or the machine was closed."""
+
+    kind = FailureKind.CHANNEL_BROKEN
 
 
 def signal_name(status: int) -> str | None:

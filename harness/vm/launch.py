@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from harness.errors import exhaustion_told
 from harness.vm.console import Console
 from harness.vm.errors import GuestPanicked, QemuDied, QemuRefused, Scene
 from harness.vm.process import Process, spawn
@@ -57,12 +58,16 @@ class Launched:
     def scene(self) -> Scene:
         """The evidence as it is now."""
         return Scene(
-            console=self.console.evidence(),
+            console=(*self.console.evidence(), *self._lost()),
             qemu=_log_tail(self.workdir / QEMU_LOG),
             argv=self.argv,
             repro=self.repro,
             workdir=self.workdir,
         )
+
+    def _lost(self) -> tuple[str, ...]:
+        lost = self.console.lost
+        return (f"({lost} bytes of this log are missing: the disk was full)",) if lost else ()
 
     def check(self) -> None:
         """Raises if the guest panicked or QEMU is gone; costs one ``waitpid``.
@@ -70,6 +75,7 @@ class Launched:
         Raises:
             GuestPanicked: the kernel gave up.
             QemuRefused: QEMU left before it answered.
+            HostExhausted: as QemuRefused, and QEMU said that the host ran out of something.
             QemuDied: QEMU left later.
         """
         status = self.process.status()
@@ -83,12 +89,17 @@ class Launched:
         if status is None:
             return
         if not self.answered:
-            raise QemuRefused(
+            refused = QemuRefused(
                 "QEMU did not start",
                 status=status,
                 scene=self.scene(),
                 hint="QEMU's own words are in the lines below; check devices, CPU model and kernel",
             )
+            lack = exhaustion_told(refused.scene.qemu, "starting QEMU")
+            if lack is not None:
+                lack.evidence = refused.evidence
+                raise lack from refused
+            raise refused
         raise QemuDied(
             "QEMU ended although nobody asked it to", status=status, scene=self.scene(), why=self.explain()
         )

@@ -66,7 +66,7 @@ class Life:
             SnapshotUnusable: the snapshot is damaged.
             MachineFailure: QEMU does not answer, or is gone.
         """
-        self.qmp.execute("stop", timeout=REWIND_SECONDS)
+        self.qmp.execute("stop", timeout=REWIND_SECONDS * self.qmp.scale)
         snapshot.rewind(self.ram)
         load_state(self.qmp)
         # A port that could not send while nobody read sends when somebody does: so this comes last.
@@ -98,7 +98,13 @@ class Life:
 
 @contextmanager
 def living(
-    qemu: Qemu, spec: MachineSpec, accelerator: str, folder: Path, snapshot: Snapshot | None
+    qemu: Qemu,
+    spec: MachineSpec,
+    accelerator: str,
+    folder: Path,
+    snapshot: Snapshot | None,
+    *,
+    scale: float = 1.0,
 ) -> Iterator[Life]:
     """Start QEMU and let the guest run; end it in whatever way the block is left.
 
@@ -108,6 +114,7 @@ def living(
         accelerator: ``"kvm"`` or ``"tcg"``.
         folder: an existing one for the logs.
         snapshot: start from this; None: from the kernel's first instruction.
+        scale: what QEMU's and the console's deadlines are multiplied by.
 
     Raises:
         HostLacks: memory or a program is missing.
@@ -123,7 +130,8 @@ def living(
         stack.callback(ram.close)
         if snapshot is not None:
             snapshot.fill(ram)  # while QEMU starts on another core
-        qmp = Qmp(it.qmp, check=it.check_ended, scene=it.scene, deadline=START_SECONDS)
+        it.console.scale = scale
+        qmp = Qmp(it.qmp, check=it.check_ended, scene=it.scene, deadline=START_SECONDS * scale, scale=scale)
         stack.callback(qmp.close)
         life = Life(it, ram, qmp, snapshot)
         it.answered = True

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from harness.errors import BadInput
+from harness.errors import BadInput, named_exhaustion
 from harness.vm.accel import AcceleratorVerdict, choose_accelerator
 from harness.vm.capture import capture_device_state, save_state
 from harness.vm.console import Console
@@ -58,6 +58,7 @@ class Machine:
         keep: bool = False,
         accelerator: AcceleratorVerdict | None = None,
         snapshot: Snapshot | None = None,
+        timeout_scale: float = 1.0,
     ) -> None:
         """Prepares a machine; entering the with block starts it.
 
@@ -68,9 +69,11 @@ class Machine:
             accelerator: a verdict known already; found out if None.
             snapshot: start from this instead of from the kernel's first instruction. It has to be one of this
                 specification and accelerator, or QEMU refuses it.
+            timeout_scale: what every deadline that is not given is multiplied by.
         """
         self.spec = spec
         self._snapshot = snapshot
+        self._timeout_scale = timeout_scale
         self._lives = 0
         self._given_workdir = workdir
         self._keep = keep
@@ -90,7 +93,8 @@ class Machine:
 
         Raises:
             BadInput: the specification's files are missing or no kernel.
-            HostLacks: a program, memory or a forced accelerator is missing.
+            HostLacks: a program or a forced accelerator is missing.
+            HostExhausted: the host has no memory, descriptors or processes left for it.
             QemuRefused: QEMU did not take the command line; its own words are in the error.
             SnapshotUnusable: the snapshot is damaged.
             QmpRefused: the snapshot's state does not fit this machine.
@@ -341,14 +345,17 @@ class Machine:
         self._qemu = find_qemu()
         if self._accelerator is None:
             self._accelerator = choose_accelerator(self.spec, qemu=self._qemu)
-        self._folder = Workdir(self._given_workdir)
+        with named_exhaustion("making a folder for a machine"):
+            self._folder = Workdir(self._given_workdir)
         self._live(self._snapshot)
 
     def _live(self, snapshot: Snapshot | None) -> None:
         if self._qemu is None or self._folder is None:
             raise self._not_started()
-        life = living(self._qemu, self.spec, self.accelerator.name, self._folder.path, snapshot)
-        self._current = self._stack.enter_context(life)
+        folder, scale = self._folder.path, self._timeout_scale
+        life = living(self._qemu, self.spec, self.accelerator.name, folder, snapshot, scale=scale)
+        with named_exhaustion("starting a machine"):
+            self._current = self._stack.enter_context(life)
         self._state = MachineState.RUNNING
 
     def _set_aside_log(self) -> None:

@@ -14,12 +14,14 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Final
 
-from harness.errors import HostLacks
+from harness.errors import HostLacks, exhaustion
 from harness.vm.errors import QemuStuck, Scene, describe_status
 
 #: Seconds that each step of the ladder quit -> SIGTERM -> SIGKILL may take.
 GRACE_SECONDS: Final = 2.0
 _KILL_SECONDS: Final = 10.0
+#: In which proc(5) counts; fixed on x86 (include/asm-generic/param.h).
+_USER_HZ: Final = 100
 
 #: The parent may die after the fork and before prctl(PR_SET_PDEATHSIG) took effect. Then nobody is left to
 #: deliver the signal, but the parent pid has changed: look at it once the signal is armed.
@@ -41,6 +43,19 @@ def guarded(argv: Sequence[str]) -> list[str]:
         )
     # execve keeps the death signal and the pid, so the shell and setpriv leave nothing of themselves.
     return [setpriv, "--pdeathsig", "KILL", "/bin/sh", "-c", _STILL_PARENT, str(os.getpid()), *argv]
+
+
+def process_stat(pid: int) -> tuple[str, float]:
+    """What proc(5) says of a process: its state's letter, and the processor time it has used, in seconds.
+
+    Returns:
+        ``("", 0.0)`` when there is none.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "", 0.0
+    return fields[0], (int(fields[11]) + int(fields[12])) / _USER_HZ
 
 
 class Process:
@@ -143,7 +158,7 @@ def spawn(argv: Sequence[str], *, pass_fds: Sequence[int], log: Path) -> Process
         log: file for its standard output and error; its standard input is empty.
 
     Raises:
-        HostLacks: it cannot be started.
+        HostLacks: it cannot be started; a HostExhausted where that is for lack of something.
     """
     command = guarded(argv)
     with log.open("ab") as output:
@@ -151,7 +166,8 @@ def spawn(argv: Sequence[str], *, pass_fds: Sequence[int], log: Path) -> Process
         try:
             return future.result()
         except OSError as err:
-            raise HostLacks(f"cannot start {argv[0]}", observed=str(err)) from err
+            lack = exhaustion(err, f"starting {argv[0]}", forking=True)
+            raise lack or HostLacks(f"cannot start {argv[0]}", observed=str(err)) from err
         except BaseException:
             # Interrupted while the other thread forks: whatever it started must not stay.
             future.add_done_callback(_discard)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from harness.errors import HostLacks
+from harness.errors import HostLacks, exhaustion
 from harness.vm.spec import MachineSpec
 
 PROGRAM: Final = "qemu-system-x86_64"
@@ -90,7 +90,10 @@ def _identify(path: Path, _mtime: int) -> Qemu:
             [str(path), "--version"], capture_output=True, text=True, timeout=_VERSION_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as err:
-        raise HostLacks(f"{path} does not run", tried=tried, observed=str(err), hint="reinstall it") from err
+        lack = exhaustion(err, tried, forking=True)
+        raise (
+            lack or HostLacks(f"{path} does not run", tried=tried, observed=str(err), hint="reinstall it")
+        ) from err
     match = re.search(r"version (\d+)\.(\d+)(\.\d+)?", done.stdout)
     if done.returncode or match is None:
         raise HostLacks(

@@ -80,6 +80,7 @@ class Qmp:
         check: Callable[[], None] | None = None,
         scene: Callable[[], Scene] | None = None,
         deadline: float = DEADLINE,
+        scale: float = 1.0,
     ) -> None:
         """Waits for QEMU's greeting and agrees on capabilities.
 
@@ -88,11 +89,13 @@ class Qmp:
             check: called when the connection is lost, to raise what it knows about the reason.
             scene: gives the evidence for errors.
             deadline: seconds for the greeting.
+            scale: what the deadlines of this module are multiplied by; those a caller gives are exact.
 
         Raises:
             QmpSilent: no greeting in time.
             QmpLost: the other side hung up.
         """
+        self.scale = scale
         self._check = check
         self._scene = scene
         self._lock = threading.Condition()
@@ -117,7 +120,7 @@ class Qmp:
         arguments: Mapping[str, object] | None = None,
         /,
         *,
-        timeout: float = DEADLINE,
+        timeout: float | None = None,
         **members: object,
     ) -> Any:
         """Executes a command and returns what it returns.
@@ -125,7 +128,7 @@ class Qmp:
         Args:
             command: for example ``"query-status"``.
             arguments: its arguments; needed for names that are no Python names, such as ``command-line``.
-            timeout: seconds until QEMU must have answered.
+            timeout: seconds until QEMU must have answered; None: `DEADLINE`, scaled.
             members: further arguments.
 
         Raises:
@@ -137,26 +140,36 @@ class Qmp:
             command, lambda session: session.execute(command, {**(arguments or {}), **members}), timeout
         )
 
-    def hmp(self, line: str, *, timeout: float = DEADLINE) -> str:
+    def ask(self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float) -> Any:
+        """`execute` for who examines a machine in trouble: an error is told at once and without evidence.
+
+        Raises:
+            QmpFailure: as `execute`; the end of QEMU is a QmpLost here.
+        """
+        if self._closed:
+            raise QmpLost("the machine protocol is closed", command=command)
+        return self._run(command, self._session.execute(command, arguments), timeout)
+
+    def hmp(self, line: str, *, timeout: float | None = None) -> str:
         """Executes a line of QEMU's human monitor, such as ``"info mtree"``, and returns what it prints."""
         return str(self.execute("human-monitor-command", {"command-line": line}, timeout=timeout))
 
     def transact(
-        self, what: str, body: Callable[[Session], Coroutine[Any, Any, T]], timeout: float = DEADLINE
+        self, what: str, body: Callable[[Session], Coroutine[Any, Any, T]], timeout: float | None = None
     ) -> T:
         """Runs several commands without a thread switch between them.
 
         Args:
             what: name of the whole for error messages.
             body: a coroutine function that gets a `Session`.
-            timeout: seconds for all of it.
+            timeout: seconds for all of it; None: `DEADLINE`, scaled.
         """
         if self._closed:
             raise QmpLost(
                 "the machine protocol is closed", command=what, hint="the machine was closed before"
             )
         try:
-            return self._run(what, body(self._session), timeout)
+            return self._run(what, body(self._session), DEADLINE * self.scale if timeout is None else timeout)
         except QmpFailure as err:
             self._explain(err)
             raise

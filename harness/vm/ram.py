@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from harness.errors import BadInput, HostLacks
+from harness.errors import BadInput, HostExhausted
 from harness.vm.spec import MachineSpec
 
 MIB: Final = 1 << 20
@@ -227,12 +227,12 @@ def ram_file(spec: MachineSpec) -> Iterator[int]:
         The descriptor, sized and close-on-exec.
 
     Raises:
-        HostLacks: the host has less memory available than the guest may use.
+        HostExhausted: the host has less memory available than the guest may use.
     """
     wanted = spec.memory_mib * MIB
     available = available_memory()
     if available is not None and wanted > available:
-        raise HostLacks(
+        raise HostExhausted(
             f"this host cannot back {spec.memory_mib} MiB of guest RAM",
             observed=f"{available // MIB} MiB are available",
             hint="give the guest less memory, or end other machines",
@@ -242,7 +242,7 @@ def ram_file(spec: MachineSpec) -> Iterator[int]:
         try:
             os.truncate(fd, wanted)
         except OSError as err:
-            raise HostLacks(
+            raise HostExhausted(
                 f"this host cannot back {spec.memory_mib} MiB of guest RAM",
                 tried="ftruncate",
                 observed=str(err),

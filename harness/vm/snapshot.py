@@ -6,6 +6,7 @@
 and the checksum of the RAM, which is compared every time a machine starts from it.
 """
 
+import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +17,12 @@ from typing import Any, Final
 import numpy as np
 import xxhash
 
-from harness.errors import HarnessError
-from harness.images.store import read_json, write_json
+from harness.errors import HarnessError, exhaustion
+from harness.images.store import write_json
 from harness.vm.ram import GuestRam
 
 #: Changes when a snapshot made by an older version of this package must not be used any more.
-FORMAT: Final = 1
+FORMAT: Final = 2
 _RAM, _STATE, _META = "ram", "state", "snapshot.json"
 #: Runs of zero bytes shorter than this are stored like anything else: fewer extents are quicker to put back.
 _GRAIN: Final = 64 << 10
@@ -127,7 +128,7 @@ class _Opened:
         try:
             self._fd = os.open(snapshot.folder / _RAM, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as err:
-            raise snapshot._damaged(str(err)) from err
+            raise exhaustion(err, "opening a snapshot") or snapshot._damaged(str(err)) from err
         size = os.fstat(self._fd).st_size
         if size != snapshot.ram_bytes:
             os.close(self._fd)
@@ -185,11 +186,10 @@ def open_snapshot(folder: Path, facts: Mapping[str, str]) -> Snapshot:
 
     Raises:
         SnapshotUnusable: it is damaged, or was made of a machine with other *facts*.
+        HostExhausted: it cannot be read for lack of something.
     """
-    meta = read_json(folder / _META)
     try:
-        if meta is None:
-            raise ValueError(f"{_META} is missing or no JSON")
+        meta = _description(folder / _META)
         if meta["format"] != FORMAT or meta["facts"] != dict(facts):
             raise ValueError(f"it was made of another machine: {_difference(meta['facts'], facts)}")
         state = (folder / _STATE).read_bytes()
@@ -201,9 +201,19 @@ def open_snapshot(folder: Path, facts: Mapping[str, str]) -> Snapshot:
             position += int(length)
         snapshot = Snapshot(folder, tuple(extents), str(meta["checksum"]), state, dict(meta["memo"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
-        raise _unusable(folder, str(err) or type(err).__name__) from err
+        # A host that has run out of something says nothing about the snapshot, which must not be removed.
+        raise exhaustion(err, "opening a snapshot") or _unusable(
+            folder, str(err) or type(err).__name__
+        ) from err
     with snapshot._opened():
         return snapshot
+
+
+def _description(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as err:
+        raise ValueError(f"{path.name} is missing or no JSON") from err
 
 
 def _unusable(folder: Path, observed: str) -> SnapshotUnusable:

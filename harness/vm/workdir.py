@@ -48,8 +48,12 @@ class Workdir:
         parent = base or workdir_base()
         sweep(parent)
         self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
-        self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        except BaseException:  # no descriptor left, or a signal: nobody else knows of it yet
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def close(self, *, keep: bool) -> None:
         """Removes an own folder, or leaves it for good; idempotent.

@@ -52,7 +52,7 @@ def test_the_kernel_that_was_asked_for_answers(guest):
     assert guest.hello.pid == 1
     assert guest.hello.release == guest.image.kernel.release
     assert guest.read_file("/proc/sys/kernel/osrelease").decode().strip() == guest.image.kernel.release
-    assert 0 < guest.boot_seconds < guest.options.boot_timeout
+    assert 0 < guest.boot_seconds < guest.deadlines.boot
 
 
 def test_the_nonce_stays_the_same_within_a_boot(guest):

@@ -16,7 +16,7 @@ from harness.errors import BadInput
 from harness.images import GuestImage, SilentProgress
 from harness.images.store import Store
 from harness.iokit import IOKit, kIODirectionInOut, kIOMapWriteCombineCache
-from harness.link import ChannelBroken, Guest, GuestOptions, In, Nr, Out, StartKind
+from harness.link import ChannelBroken, Guest, GuestOptions, In, Nr, Out, StartKind, origin
 from harness.oracle import MemoryType, Oracle
 from harness.vm import GuestPanicked, SnapshotStore
 
@@ -372,6 +372,18 @@ def test_one_makes_it_and_the_others_wait(guest_image, options, tmp_path):
     for thread in threads:
         thread.join(120)
     assert sorted(kind.name for kind in kinds) == ["BOOTED", "RESTORED", "RESTORED"]
+
+
+def test_a_clock_that_would_leap_too_far_means_another_qemu(restored, monkeypatch):
+    """Within one QEMU the time-stamp counter cannot be put back; the clocks are ahead by the lives before."""
+    first = float(restored.read_file("/proc/uptime").split()[0])
+    restored.syscall(Nr.NANOSLEEP, In((1).to_bytes(8, "little") + bytes(8)), 0, what="sleep")
+    assert restored.restore().how is StartKind.REWOUND
+    ahead = float(restored.read_file("/proc/uptime").split()[0])
+    assert ahead >= first + 0.9
+    monkeypatch.setattr(origin, "REWIND_SECONDS_MAX", 1.0)
+    assert restored.restore().how is StartKind.RESTORED
+    assert float(restored.read_file("/proc/uptime").split()[0]) < ahead
 
 
 def test_without_a_store_a_restore_is_a_boot(guest_image, options):

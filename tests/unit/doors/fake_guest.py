@@ -26,10 +26,18 @@ class Console:
     """What the kernel says."""
 
     def __init__(self) -> None:
-        self.said = "booting\n"
+        self.said, self.late = "booting\n", ""
 
     def text(self) -> str:
         return self.said
+
+    def mark(self) -> int:
+        return len(self.said)
+
+    def wait_output(self, seconds: float, *, since: int) -> bool:  # noqa: ARG002
+        """What was on its way arrives when somebody waits for it."""
+        self.said, self.late = self.said + self.late, ""
+        return len(self.said) > since
 
 
 class FakeGuest:

@@ -132,8 +132,8 @@ def test_json_is_written_beside_the_table(tmp_path):
     [
         (None, 0),
         (QemuDied("gone", status=0, scene=Left(), why="the guest powered itself off"), 0),
-        (QemuDied("gone", status=-9, scene=Left()), 3),
-        (GuestPanicked("Kernel panic - not syncing", scene=Left()), 3),
+        (QemuDied("gone", status=-9, scene=Left()), 15),
+        (GuestPanicked("Kernel panic - not syncing", scene=Left()), 12),
     ],
 )
 def test_boot_tells_a_guest_that_was_left_from_one_that_died(scene, monkeypatch, capsys, end, code):  # noqa: ARG001

@@ -294,7 +294,7 @@ def test_the_console_shown_is_this_tests_and_both_guests_are_kept(session, pytes
         def test_before(guest): guest.machine.console.said += "of before"
         def test_bad(guest, fresh_guest):
             guest.machine.console.said += "said at home"
-            fresh_guest.machine.console.said += "said abroad"
+            fresh_guest.machine.console.late = "said abroad"
             assert 0
     """
     done = session(text)

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from harness.errors import GuestFailure
+from harness.errors import FailureKind, GuestFailure
 from harness.link import channel
 from harness.link.errors import ChannelBroken, RequestRejected, RequestTimedOut
 from harness.link.frames import Decoder
@@ -84,7 +84,7 @@ def test_garbage_fails_what_is_in_flight_once_and_the_link_goes_on(link, peer, j
     for one in first:
         with pytest.raises(ChannelBroken, match=f"{len(junk)} bytes|bytes arrived") as caught:
             one.wait(5)
-        assert caught.value.exit_code == 3
+        assert caught.value.kind is FailureKind.CHANNEL_BROKEN
     second = link.submit(link.protocol.ping, b"c")
     request = peer.request()
     answer = threading.Thread(target=lambda: (sender.join(), peer.reply(request, b"c")))

@@ -428,6 +428,20 @@ def test_the_last_page_of_all_addresses(synthetic):
     assert [part.length for n in range(2) for part in seen.ranges(n)] == [PAGE, 1]
 
 
+def test_tables_on_both_sides_of_the_hole_and_in_it(synthetic):
+    ram = synthetic.Ram((0, MIB), (4 * GIB, MIB))
+    tables = synthetic.Paging(ram, tables_at=MIB - PAGE)  # the top table below the hole
+    tables.next = 4 * GIB  # all others above it
+    va = DIRECT[4]
+    tables.map(va, 0x5000)
+    tables.map(va + PAGE, 4 * GIB + 0x6000)
+    hole = tables.slot(tables.table_for(va + GIB, 3), va + GIB, 3)
+    ram.put_u64(hole, 2 * GIB | RW)
+    where = np.array([va, va + PAGE + 7, va + 2 * PAGE, va + GIB], dtype=np.uint64)
+    found = translate(Tables(ram), [tables.root], 4, where)
+    assert found.tolist() == [0x5000, 4 * GIB + 0x6007, NOWHERE, NOWHERE]
+
+
 def test_bit_sets_of_types():
     for mask in range(64):
         assert mask_of(types_in(mask)) == mask

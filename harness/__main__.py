@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+"""``python -m harness`` is ``iobmd``."""
+
+from harness.entry import main
+
+main()

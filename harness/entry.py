@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""The first thing ``iobmd`` executes: what can go wrong before and after `harness.cli` has its say.
+
+Nothing is imported here that takes time: Ctrl-C in the third of a second that the rest takes is to end as
+quietly as later.
+"""
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+from types import FrameType
+
+_INTERRUPTED = 128 + signal.SIGINT
+#: FailureKind.HOST_EXHAUSTED, for when `harness.errors` cannot be read either.
+_UNLOADABLE = 18
+
+
+def main() -> None:
+    """Run ``iobmd`` and end this process with its exit code."""
+    interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    if interruptible:
+        signal.signal(signal.SIGINT, _leave_at_once)
+    _have_standard_streams()
+    try:
+        cli = importlib.import_module("harness.cli")
+    except (OSError, MemoryError) as error:  # not even a file of ours can be read
+        sys.stderr.write(f"iobmd: cannot be loaded: {error or 'no memory'}\n")
+        sys.exit(_UNLOADABLE)
+    code = _INTERRUPTED
+    try:
+        try:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    signal.signal(number, _unwind)
+            if interruptible:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            code = cli.main()
+        except SystemExit as leaving:  # argparse, or _unwind
+            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that could be interrupted
+    except KeyboardInterrupt:  # a second one while the first was dealt with, or one in these lines
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(_flushed(code))
+
+
+def _leave_at_once(number: int, _frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+def _unwind(number: int, _frame: FrameType | None) -> None:
+    """End in order: every machine is ended, every private folder is removed.  The next signal just kills."""
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)
+
+
+def _have_standard_streams() -> None:
+    """Where a stream is closed, nothing else may get its number: what is printed would go there."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest free number
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  it lives as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _flushed(code: int) -> int:
+    """Write out what is buffered, here, where an error can still be told; the exit code then."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence()  # the reader has had enough; what was found out stays true
+    except OSError as error:
+        _silence()
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"iobmd: standard output cannot be written: {error.strerror}\n")
+        return code or importlib.import_module("harness.cli").exit_code_of(error)
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    return code
+
+
+def _silence() -> None:
+    """Let the interpreter's own flush at the end find something to write to."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)

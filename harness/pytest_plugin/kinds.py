@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: MIT
+"""The kind of a test's failure, for reports that machines read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.errors import FailureKind, HarnessError, exhaustion
+
+if TYPE_CHECKING:
+    import pytest
+
+PROPERTY = "failure-kind"
+"""The JUnit property that holds `FailureKind.word`."""
+
+
+def kind_of(error: BaseException | None) -> FailureKind | None:
+    """Return the kind of an error or of the one it came from; None when it is a test's own: an assertion."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, HarnessError):
+            return error.kind
+        named = exhaustion(error, "")
+        if named is not None:
+            return named.kind
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def note_kind(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Put the kind of a failure among the test's properties; the first one counts."""
+    if not report.failed or call.excinfo is None or any(name == PROPERTY for name, _ in item.user_properties):
+        return
+    kind = kind_of(call.excinfo.value)
+    if kind is not None:
+        item.user_properties.append((PROPERTY, kind.word))
+        report.user_properties.append((PROPERTY, kind.word))
