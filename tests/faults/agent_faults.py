@@ -29,13 +29,20 @@ def agent_loops(stage: Stage) -> None:
         guest.link.ping(timeout=DEADLINE)
 
 
-@fault("agent", "the agent crashes: it is init, so the kernel panics", FailureKind.KERNEL_PANICKED, PANIC_SECONDS)
+@fault(
+    "agent", "the agent crashes: it is init, so the kernel panics", FailureKind.KERNEL_PANICKED, PANIC_SECONDS
+)
 def agent_crashes(stage: Stage) -> None:
     with _patched(stage, "frame_send", b"\x0f\x0b") as guest, stage.injection():
         guest.link.ping(timeout=30.0)
 
 
-@fault("agent", "the agent is killed: it is init, so the kernel panics", FailureKind.KERNEL_PANICKED, PANIC_SECONDS)
+@fault(
+    "agent",
+    "the agent is killed: it is init, so the kernel panics",
+    FailureKind.KERNEL_PANICKED,
+    PANIC_SECONDS,
+)
 def agent_killed(stage: Stage) -> None:
     stage.break_by("kill-agent", seconds=30.0)
 
@@ -44,7 +51,9 @@ def agent_killed(stage: Stage) -> None:
 def agent_frozen(stage: Stage) -> None:
     with stage.guest() as guest:
         guest.syscall(Nr.MKDIR, cstring("/tmp/groups"), 0o700, what="mkdir")
-        guest.syscall(Nr.MOUNT, cstring("none"), cstring("/tmp/groups"), cstring("cgroup2"), 0, 0, what="mount")
+        guest.syscall(
+            Nr.MOUNT, cstring("none"), cstring("/tmp/groups"), cstring("cgroup2"), 0, 0, what="mount"
+        )
         guest.syscall(Nr.MKDIR, cstring("/tmp/groups/cold"), 0o700, what="mkdir")
         guest.write_file("/tmp/groups/cold/cgroup.procs", b"1")
         fd = guest.open("/tmp/groups/cold/cgroup.freeze", os.O_WRONLY)
@@ -61,7 +70,12 @@ def agent_deadlocks(stage: Stage) -> None:
         guest.link.ping(timeout=DEADLINE)
 
 
-@fault("agent", "all workers stuck in the kernel, one more operation", FailureKind.OPERATION_TIMED_OUT, HANG_SECONDS)
+@fault(
+    "agent",
+    "all workers stuck in the kernel, one more operation",
+    FailureKind.OPERATION_TIMED_OUT,
+    HANG_SECONDS,
+)
 def all_workers_stuck(stage: Stage) -> None:
     with stage.guest() as guest:
         pipe = int.from_bytes(guest.syscall(Nr.PIPE, Out(8), what="pipe").outputs[0][:4], "little")

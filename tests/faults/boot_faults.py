@@ -108,7 +108,5 @@ def _program(code: bytes) -> bytes:
     base, header, segment = 0x400000, 64, 56
     entry, size = base + header + segment, header + segment + len(code)
     ident = b"\x7fELF" + bytes((2, 1, 1)) + bytes(9)
-    elf = struct.pack(
-        "<16sHHIQQQIHHHHHH", ident, 2, 62, 1, entry, header, 0, 0, header, segment, 1, 0, 0, 0
-    )
+    elf = struct.pack("<16sHHIQQQIHHHHHH", ident, 2, 62, 1, entry, header, 0, 0, header, segment, 1, 0, 0, 0)
     return elf + struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 4096) + code

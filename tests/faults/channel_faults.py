@@ -162,11 +162,10 @@ for _direction, _kinds, _build in (
 @fault("channel", "to the guest: a frame whose payload never comes", _BROKEN, HANG_SECONDS)
 def promised_to_guest(stage: Stage) -> None:
     """What is asked next is taken for the payload.  The stream goes on behind as much as was promised."""
-    with stage.guest() as guest:
-        with stage.injection():
-            promised = _frame(guest.link.protocol, length=4096)
-            _send(guest, promised)
-            guest.link.syscall(Nr.GETPID, timeout=DEADLINE)
+    with stage.guest() as guest, stage.injection():
+        promised = _frame(guest.link.protocol, length=4096)
+        _send(guest, promised)
+        guest.link.syscall(Nr.GETPID, timeout=DEADLINE)
 
 
 @fault("channel", "to the host: a frame whose payload never comes", _BROKEN, HANG_SECONDS)

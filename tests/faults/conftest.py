@@ -47,7 +47,9 @@ def shop(pytestconfig: pytest.Config, world: Path, guest_image: GuestImage) -> S
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     reports = [one for many in terminalreporter.stats.values() for one in many if hasattr(one, "when")]
     reports.sort(key=lambda report: report.start)
-    found = [text for one in reports if one.when == "call" for name, text in one.user_properties if name == _ROW]
+    found = [
+        text for one in reports if one.when == "call" for name, text in one.user_properties if name == _ROW
+    ]
     rows = [fault_table.load(text) for text in found]
     if not rows:
         return

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: MIT
 """Faults of the host: QEMU, its sockets, the guest's memory, files, and what a host can run out of."""
 
+import contextlib
 import ctypes
 import os
-import resource
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fault_table import DEADLINE, HANG_SECONDS, PANIC_SECONDS
-from left_over import MARK
-from stage import Stage, fault, until
+from stage import DEVICE, INJECTOR, IOC_PANIC, Stage, fault, until
 
 from harness.errors import FailureKind
-from harness.images import Progress, SilentProgress
+from harness.images import SilentProgress, build_module, cache_root
 from harness.link import Guest, Nr, Out, StartKind
 from harness.options import make_guest
 
@@ -29,6 +30,8 @@ _STUCK = FailureKind.QEMU_STUCK
 _EXHAUSTED = FailureKind.HOST_EXHAUSTED
 _INTERRUPTED = FailureKind.INTERRUPTED
 _START_SECONDS = 30.0
+_DISK_KIB = 256
+_CLAUSE = "A01"
 _PUNCH_HOLE, _KEEP_SIZE = 2, 1  # linux/falloc.h
 
 
@@ -107,11 +110,11 @@ def console_flood(stage: Stage) -> None:
     The time counts from the panic, which the flood is still before.
     """
     with stage.guest() as guest:
-        fd = guest.open("/dev/iobmd-faults", os.O_RDWR)
+        fd = guest.open(DEVICE, os.O_RDWR)
         _flood(guest, 50 << 20)
         guest.link.ping(timeout=30.0)
         with stage.injection():
-            guest.link.syscall(Nr.IOCTL, fd, 0x6601, 0, timeout=30.0)
+            guest.link.syscall(Nr.IOCTL, fd, IOC_PANIC, 0, timeout=30.0)
         assert guest.machine.console.mark() > 50 << 20
 
 
@@ -177,19 +180,17 @@ def cache_read_only(stage: Stage) -> None:
 
 @fault("host", "the disk under the cache is full", None, 20.0)
 def cache_full(stage: Stage) -> None:
-    with small_disk(stage) as cache, stage.cache(cache), stage.injection():
-        with stage.guest() as guest:
-            guest.link.ping(timeout=DEADLINE)
-            assert "full" in guest.start.why.lower(), guest.start
+    with small_disk(stage) as cache, stage.cache(cache), stage.injection(), stage.guest() as guest:
+        guest.link.ping(timeout=DEADLINE)
+        assert "full" in guest.start.why.lower(), guest.start
 
 
 @fault("host", "the disk under the cache is full, and the injector has to be built", _EXHAUSTED, 20.0)
 def cache_full_for_build(stage: Stage) -> None:
-    from harness.images import build_module
-
     source = stage.folder / "source"
-    shutil.copytree(Path(__file__).parent / "injector", source)
-    (source / "iobmd_faults.c").open("a").write("/* built for this test only */\n")
+    shutil.copytree(INJECTOR, source)
+    code = source / "iobmd_faults.c"
+    code.write_text(code.read_text() + "/* built for this test only */\n")
     with small_disk(stage, "modules") as cache, stage.cache(cache), stage.injection():
         build_module(stage.shop.image.kernel, source, SilentProgress(), name="iobmd_faults")
 
@@ -207,19 +208,19 @@ def shared_memory_full(stage: Stage) -> None:
     """Nothing of a guest lies there: its memory has no name."""
     if shutil.which("unshare") is None or os.getuid() != 0:
         pytest.skip("only root can put a full disk over /dev/shm")
-    script = "mount -t tmpfs -o size=64k tmpfs /dev/shm && { head -c 1M /dev/zero > /dev/shm/x; exec \"$@\"; }"
+    script = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && { head -c 1M /dev/zero > /dev/shm/x; exec "$@"; }'
     wrapper = ["unshare", "--mount", "sh", "-c", script, "sh"]
     _command(stage, None, wrapper=wrapper)
 
 
 @fault("host", "no descriptors are left", _EXHAUSTED, 10.0)
 def no_descriptors(stage: Stage) -> None:
-    _command(stage, _EXHAUSTED, limit=(resource.RLIMIT_NOFILE, 24))
+    _command(stage, _EXHAUSTED, wrapper=["prlimit", "--nofile=24"])
 
 
 @fault("host", "no address space is left", _EXHAUSTED, 10.0)
 def no_address_space(stage: Stage) -> None:
-    _command(stage, _EXHAUSTED, limit=(resource.RLIMIT_AS, 700 << 20))
+    _command(stage, _EXHAUSTED, wrapper=["prlimit", f"--as={700 << 20}"])
 
 
 @fault("host", "a guest with more memory than the host has", _EXHAUSTED, 10.0)
@@ -271,6 +272,126 @@ def pytest_terminated(stage: Stage) -> None:
     (stage.folder / "test_long.py").write_text(_LONG)
     argv = ["-m", "pytest", "-p", "no:cacheprovider", "test_long.py", *stage.machine_words()]
     _signalled(stage, argv, signal.SIGTERM, ends_with=-signal.SIGTERM)
+
+
+@contextmanager
+def small_disk(stage: Stage, *fresh: str, read_only: bool = False) -> Iterator[Path]:
+    """A full, or a read-only, disk with the session's cache on it, and of that nothing in *fresh*."""
+    disk = stage.folder / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={_DISK_KIB}k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("only who may mount has a disk that can be full")
+    try:
+        for entry in cache_root().iterdir():
+            if entry.name not in ("snapshots", "locks", "bugs", *fresh):
+                (disk / entry.name).symlink_to(entry)
+        if read_only:
+            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        else:
+            _fill(disk)
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def _fill(disk: Path) -> None:
+    with contextlib.suppress(OSError), (disk / "full").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def _command(
+    stage: Stage,
+    expected: FailureKind | None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    wrapper: Sequence[str] = (),
+) -> str:
+    """Judge one clause in a program of its own, under *wrapper*; call the failure by its exit code."""
+    words = ["-m", "harness", "check", "--group", _CLAUSE, *stage.machine_words()]
+    command = [*wrapper, sys.executable, *words] if wrapper else words
+    told = stage.finish(stage.start(command, environment), expected)
+    assert "Traceback" not in told, told
+    return told
+
+
+def _signalled(
+    stage: Stage, argv: Sequence[str], number: signal.Signals, ends_with: int | None = None
+) -> None:
+    """Send a signal as soon as the program has a guest."""
+    program = stage.start(argv)
+    try:
+        until(lambda: "qemu-system" in _words_of_children(program.pid), _START_SECONDS, "no QEMU was started")
+        since = time.monotonic()
+        program.send_signal(number)
+        if ends_with is None:
+            told = stage.finish(program, since=since)
+        else:
+            program.wait(_START_SECONDS)
+            told = (stage.folder / "out").read_text()
+            kind = _INTERRUPTED if program.returncode == ends_with else FailureKind.NOT_DONE
+            stage.call(kind, f"exit code {program.returncode}", time.monotonic() - since)
+    finally:
+        program.kill()
+        program.wait()
+    assert "Traceback" not in told, told
+
+
+def _words_of_children(pid: int) -> str:
+    """The command lines of a process's children, whichever of its threads they belong to."""
+    found = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found.append(Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace"))
+    return "\n".join(found)
+
+
+def _flood(guest: Guest, size: int) -> None:
+    """Write at QEMU's end of the console's socket."""
+    fd = int(re.search(r"id=console,fd=(\d+)|fd=(\d+),id=console", " ".join(guest.machine.argv))[1])
+    own = os.pidfd_open(guest.machine.pid)
+    theirs = ctypes.CDLL(None).syscall(ctypes.c_long(Nr.PIDFD_GETFD), own, fd, 0)
+    os.close(own)
+    assert theirs >= 0
+    line, sent = b"x" * 99 + b"\n", 0
+    with socket.socket(fileno=theirs) as end:
+        end.setblocking(True)
+        block = line * 2000
+        while sent < size:
+            end.sendall(block)
+            sent += len(block)
+        end.setblocking(False)
+
+
+def _snapshot(cache: Path) -> Path:
+    (folder,) = (cache / "snapshots").iterdir()
+    return folder / "ram"
+
+
+def _flip(ram: Path) -> None:
+    with ram.open("r+b") as file:
+        file.seek(ram.stat().st_size // 3)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes((byte[0] ^ 1,)))
+
+
+def _damaged(stage: Stage, damage: Callable[[Path], None]) -> None:
+    """A guest whose snapshot is damaged is booted, and the snapshot is made anew."""
+    cache = stage.private_cache()
+    with stage.cache(cache):
+        with stage.guest():
+            pass
+        damage(_snapshot(cache))
+        with stage.injection(), stage.guest() as guest:
+            guest.link.ping(timeout=DEADLINE)
+            assert guest.start.how is StartKind.BOOTED, guest.start
+        with stage.guest() as guest:
+            assert guest.start.how is StartKind.RESTORED, guest.start
 
 
 _LONG = """

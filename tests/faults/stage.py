@@ -26,7 +26,7 @@ DEVICE = "/dev/iobmd-faults"
 IOC_PANIC = 0x6601  # _IO('f', 1) of the injector
 _PROGRAM_SECONDS = 60.0
 _TERMINATED = 128 + signal.SIGTERM
-_SEEN = re.compile(r"^iobmd: (.*)$", re.MULTILINE)
+_SAID = re.compile(r"^iobmd: (.*)$", re.MULTILINE)
 
 FAULTS: list[Fault] = []
 
@@ -129,19 +129,30 @@ class Stage(Report):
         return [*words, "--accel", options.accel.value]
 
     def start(
-        self, argv: Sequence[str], environment: Mapping[str, str] | None = None, **popen: object
-    ) -> subprocess.Popen[str]:
-        """Start a program of this interpreter's; its output goes to ``out`` in the folder."""
+        self, argv: Sequence[str], environment: Mapping[str, str] | None = None, *, name: str = "out"
+    ) -> subprocess.Popen[bytes]:
+        """Start a program of this interpreter's.
+
+        Args:
+            argv: its arguments; or a whole command line, when it does not begin with an option.
+            environment: beyond this process's own.
+            name: file in the folder that gets its output.
+        """
         env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **(environment or {})}
         env.pop("PYTEST_ADDOPTS", None)
-        with (self.folder / "out").open("w") as out:
+        command = [sys.executable, *argv] if argv[0].startswith("-") else list(argv)
+        with (self.folder / name).open("w") as out:
             return subprocess.Popen(
-                [sys.executable, *argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out, text=True,
-                env=env, cwd=self.folder, **popen,  # type: ignore[call-overload]
-            )  # fmt: skip
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, cwd=self.folder
+            )
 
     def finish(
-        self, program: subprocess.Popen[str], expected: FailureKind | None = None, since: float | None = None
+        self,
+        program: subprocess.Popen[bytes],
+        expected: FailureKind | None = None,
+        *,
+        since: float | None = None,
+        name: str = "out",
     ) -> str:
         """Wait for its end; call the failure what its exit code says; return its output.
 
@@ -149,6 +160,7 @@ class Stage(Report):
             program: from `start`.
             expected: preferred where several kinds share an exit code.
             since: when the time began; now if None.
+            name: as for `start`.
         """
         since = time.monotonic() if since is None else since
         try:
@@ -157,9 +169,9 @@ class Stage(Report):
             program.kill()
             program.wait()
         seconds = time.monotonic() - since
-        told = (self.folder / "out").read_text(errors="replace")
-        said = _SEEN.findall(told)
-        self.call(kind_of(code, expected), (said or told.splitlines() or [""])[-1], seconds)
+        told = (self.folder / name).read_text(errors="replace")
+        said = _SAID.findall(told) or told.strip().splitlines()[-1:] or [""]
+        self.call(kind_of(code, expected), said[-1], seconds)
         return told
 
 

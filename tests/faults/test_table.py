@@ -6,6 +6,7 @@ from pathlib import Path
 import agent_faults  # noqa: F401 - importing puts them into the table
 import boot_faults  # noqa: F401
 import channel_faults  # noqa: F401
+import host_faults  # noqa: F401
 import kernel_faults  # noqa: F401
 import pytest
 from fault_table import Fault, carry_out, dump
