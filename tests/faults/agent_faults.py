@@ -18,6 +18,8 @@ from harness.errors import FailureKind
 from harness.link import Guest, In, Nr, Out, cstring
 
 _DEAD = FailureKind.AGENT_DEAD
+_TIMED_OUT = FailureKind.OPERATION_TIMED_OUT
+_PANICKED = FailureKind.KERNEL_PANICKED
 _PAUSE = 34  # arch/x86/entry/syscalls/syscall_64.tbl
 _PROT_RW, _PRIVATE_ANONYMOUS, _POPULATE = 3, 0x22, 0x8000
 
@@ -29,9 +31,7 @@ def agent_loops(stage: Stage) -> None:
         guest.link.ping(timeout=DEADLINE)
 
 
-@fault(
-    "agent", "the agent crashes: it is init, so the kernel panics", FailureKind.KERNEL_PANICKED, PANIC_SECONDS
-)
+@fault("agent", "the agent crashes: it is init, so the kernel panics", _PANICKED, PANIC_SECONDS)
 def agent_crashes(stage: Stage) -> None:
     with _patched(stage, "frame_send", b"\x0f\x0b") as guest, stage.injection():
         guest.link.ping(timeout=30.0)

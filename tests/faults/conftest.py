@@ -18,7 +18,7 @@ from harness.images import GuestImage
 from harness.options import from_namespace
 from harness.report import report_console
 
-_ROW = "fault"
+_ROW, _NOTE = "fault", "note"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def shop(pytestconfig: pytest.Config, world: Path, guest_image: GuestImage) -> Shop:
+def shop(pytestconfig: pytest.Config, world: Path, guest_image: GuestImage) -> Shop:  # noqa: ARG001
     return Shop.of(guest_image, from_namespace(pytestconfig.option))
 
 
@@ -50,11 +50,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     found = [
         text for one in reports if one.when == "call" for name, text in one.user_properties if name == _ROW
     ]
-    rows = [fault_table.load(text) for text in found]
+    rows = [fault_table.load(text) for name, text in noted if name == _ROW]
+    notes = [text for name, text in noted if name == _NOTE]
+    for note in notes:
+        terminalreporter.write_line(f"faults: {note}")
     if not rows:
         return
     path = config.rootpath / config.getoption("--results") / "faults.json"
-    fault_table.write(rows, {"kernel": config.getoption("--kernel")}, path)
+    facts = {"kernel": config.getoption("--kernel"), "notes": notes}
+    fault_table.write(rows, facts, path)
     terminalreporter.section("faults")
     terminalreporter.flush()
     fault_table.show(rows, report_console())

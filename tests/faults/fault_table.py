@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -162,11 +162,11 @@ def dump(row: Row) -> str:
     return json.dumps(asdict(row))
 
 
-def write(rows: Sequence[Row], facts: dict[str, str], path: Path) -> None:
+def write(rows: Sequence[Row], facts: Mapping[str, object], path: Path) -> None:
     """Write the whole table as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = [{**asdict(row), "faults": row.faults} for row in rows]
-    path.write_text(json.dumps({"facts": facts, "rows": table}, indent=1) + "\n")
+    path.write_text(json.dumps({"facts": dict(facts), "rows": table}, indent=1) + "\n")
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
@@ -190,9 +190,10 @@ def show(rows: Sequence[Row], console: Console) -> None:
         )  # fmt: skip
     console.print(table)
     green = sum(not row.faults for row in rows)
-    named = [row for row in rows if row.expected != NOTHING]
+    none = sum(row.expected == NOTHING for row in rows)
+    left = sum(len(row.left) for row in rows)
     slowest = max((row.seconds / row.limit for row in rows), default=0.0)
     console.print(
-        f"{green} of {len(rows)} as they have to be; {len(named)} failures, {len(rows) - len(named)} that are "
-        f"none; {sum(len(row.left) for row in rows)} left over; the slowest took {slowest:.0%} of its limit"
+        f"{green} of {len(rows)} as they have to be; {len(rows) - none} failures, {none} that are none; "
+        f"{left} left over; the slowest took {slowest:.0%} of its limit"
     )

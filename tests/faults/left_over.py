@@ -27,7 +27,7 @@ class Census:
         processes: marked processes other than this one, and its children.
         sockets: of this process.
         memory: memory files of this process and of every marked one.
-        folders: private folders of machines, but for those with the logs of a failure, which are for a reader.
+        folders: private folders of machines; not those in which the logs of a failure wait for a reader.
         temporaries: half-made entries of the cache.
     """
 

@@ -25,7 +25,7 @@ INJECTOR = Path(__file__).parent / "injector"
 DEVICE = "/dev/iobmd-faults"
 IOC_PANIC = 0x6601  # _IO('f', 1) of the injector
 _PROGRAM_SECONDS = 60.0
-_TERMINATED = 128 + signal.SIGTERM
+_SIGNALLED = (128 + signal.SIGTERM, 128 + signal.SIGHUP)
 _SAID = re.compile(r"^iobmd: (.*)$", re.MULTILINE)
 
 FAULTS: list[Fault] = []
@@ -59,8 +59,11 @@ class Shop:
 
     @classmethod
     def of(cls, image: GuestImage, options: MachineOptions) -> Shop:
-        """Build the injector for the image's kernel."""
+        """Build the injector for the image's kernel, and make the snapshots that faults start from."""
         built = build_module(image.kernel, INJECTOR, SilentProgress(), name="iobmd_faults")
+        for cpus in sorted({options.cpus, 2}):
+            with make_guest(replace(options, cpus=cpus), image):
+                pass
         return cls(image, options, built.ko.read_bytes())
 
 
@@ -128,6 +131,11 @@ class Stage(Report):
         words = ["--kernel", options.kernel, "--memory", str(options.memory_mib)]
         return [*words, "--accel", options.accel.value]
 
+    @staticmethod
+    def python(*argv: str) -> list[str]:
+        """Return the command line of a Python program."""
+        return [sys.executable, *argv]
+
     def start(
         self, argv: Sequence[str], environment: Mapping[str, str] | None = None, *, name: str = "out"
     ) -> subprocess.Popen[bytes]:
@@ -152,6 +160,7 @@ class Stage(Report):
         expected: FailureKind | None = None,
         *,
         since: float | None = None,
+        seconds: float = _PROGRAM_SECONDS,
         name: str = "out",
     ) -> str:
         """Wait for its end; call the failure what its exit code says; return its output.
@@ -160,28 +169,29 @@ class Stage(Report):
             program: from `start`.
             expected: preferred where several kinds share an exit code.
             since: when the time began; now if None.
+            seconds: what it may take.
             name: as for `start`.
         """
         since = time.monotonic() if since is None else since
         try:
-            code = program.wait(_PROGRAM_SECONDS)
+            code = program.wait(seconds)
         finally:
             program.kill()
             program.wait()
-        seconds = time.monotonic() - since
+        took = time.monotonic() - since
         told = (self.folder / name).read_text(errors="replace")
         said = _SAID.findall(told) or told.strip().splitlines()[-1:] or [""]
-        self.call(kind_of(code, expected), said[-1], seconds)
+        self.call(kind_of(code, expected), said[-1], took)
         return told
 
 
 def kind_of(code: int, expected: FailureKind | None = None) -> FailureKind | None:
-    """Return the kind an exit code of ``iobmd`` stands for; where several share one, *expected* or the first."""
+    """Return the kind an exit code of ``iobmd`` means; where several share one, *expected* or the first."""
     if code == 0:
         return None
     if expected is not None and expected.exit_code == code:
         return expected
-    if code == _TERMINATED:
+    if code in _SIGNALLED:
         return FailureKind.INTERRUPTED
     known = {kind.exit_code: kind for kind in reversed(tuple(FailureKind))}
     if code not in known:

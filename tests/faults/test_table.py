@@ -20,9 +20,9 @@ def test_the_table_is_long_enough():
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_fault(fault: Fault, shop: Shop, world: Path, tmp_path: Path, record_property, pytestconfig):
+def test_fault(fault: Fault, shop: Shop, world: Path, tmp_path: Path, record_property):
     before = Census.take(world)
-    scale = getattr(pytestconfig.option, "timeout_scale", 1.0)
+    scale = shop.options.timeout_scale
     row = carry_out(fault, Stage(shop, tmp_path), lambda: left_over(before, world), scale)
     record_property("fault", dump(row))
     assert not row.faults, "\n".join(row.faults)
