@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The console door: ``iobmd check``, ``iobmd clauses``, ``iobmd boot``, ``iobmd ssh`` and ``iobmd doctor``.
+"""The console door: ``iobmd check``, ``clauses``, ``boot``, ``ssh``, ``bench`` and ``doctor``.
 
 The exit code says what kind of failure it was: 0 all well, the others are `harness.errors.FailureKind`.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from harness import doctor
+from harness.bench import door as bench
 from harness.bug import report_bug
 from harness.contract.catalogue import catalogue
 from harness.contract.engine import all_checks, judge
@@ -42,6 +43,8 @@ examples:
   iobmd check --kernel ./vmlinuz --modules ./lib/modules/6.9.0 --headers ./linux
   iobmd clauses F04                        what F04 promises, who says so, how it is decided
   iobmd boot                               look around in a guest (Ctrl-] leaves)
+  iobmd bench rpc start                    how fast, beside peers measured in the same run
+  iobmd bench boot                         where the milliseconds of a boot go
   iobmd ssh dmesg                          one command in a guest, its output and exit status
   iobmd doctor                             what this host can do, what is missing
 """
@@ -150,6 +153,8 @@ def _parser() -> argparse.ArgumentParser:
         add_options(command.add_argument)
         command.add_argument("--refresh", action="store_true",
                              help="look for a newer version of the recipe's kernel first")  # fmt: skip
+
+    bench.add_arguments(commands.add_parser("bench", help="how fast it is, beside its peers"))
 
     explain = commands.add_parser("clauses", help="what a clause promises, who says so, how it is decided")
     explain.add_argument(

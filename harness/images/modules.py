@@ -4,6 +4,7 @@
 import gzip
 import io
 import lzma
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from elftools.elf.elffile import ELFFile
 from harness.errors import BadInput
 
 _SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
+_SIGNED = b"~Module signature appended~\n"
+_SIGNATURE = struct.Struct(">8xI")
+"""struct module_signature (include/linux/module_signature.h): its last field is the signature's size."""
 
 
 def canonical(name: str) -> str:
@@ -39,6 +43,21 @@ def module_bytes(path: Path) -> bytes:
         return gzip.decompress(data) if path.suffix == ".gz" else data
     except (OSError, lzma.LZMAError, zstandard.ZstdError, EOFError) as error:
         raise BadInput(f"the kernel module {path} cannot be read", observed=str(error)) from error
+
+
+def unsigned(ko: bytes) -> bytes:
+    """Return a module without the signature at its end (kernel/module/signing.c:mod_verify_sig).
+
+    Raises:
+        BadInput: it says that it is signed, and has no room for a signature.
+    """
+    if not ko.endswith(_SIGNED):
+        return ko
+    end = len(ko) - len(_SIGNED) - _SIGNATURE.size
+    size = _SIGNATURE.unpack_from(ko, end)[0] if end >= 0 else 0
+    if not 0 < size < end:
+        raise BadInput("a kernel module's signature is damaged", observed=f"{size} of {len(ko)} bytes")
+    return ko[: end - size]
 
 
 def modinfo(ko: bytes) -> dict[str, str]:

@@ -55,8 +55,14 @@ _COMMAND_LINE = (
     "sysrq_always_enabled",  # a guest that hangs is asked for backtraces; Debian's kernels would refuse them
     "cryptomgr.notests=1",  # ciphers test themselves for a tenth of an emulated boot; nothing here uses them
     "noreplace-smp",  # patching every lock prefix away for one CPU costs emulation more than the prefixes do
+    "lsm=capability",  # no policy is loaded here; setting AppArmor, TOMOYO and others up is 2 % of a boot
     "no_timer_check",  # a busy host fails the boot's timer test, which panics; KVM guests skip it as well
 )
+
+_EMULATED_ALONE = (
+    "nolapic_timer",  # its calibration is a busy wait of 0.1 s, a twelfth of a boot; the HPET ticks instead
+)
+"""For TCG with one CPU: KVM's local APIC needs no calibration, and more CPUs want timers of their own."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class GuestOptions:
         operation_timeout: seconds for one system call; None: what suits this guest.
         timeout_scale: what every deadline that is not given is multiplied by.
         peer: give the guest the port that `Guest.peer` needs.
+        ports: further virtio-serial ports, by name; `Machine.port` has their host ends.
     """
 
     memory_mib: int = 512
@@ -88,6 +95,7 @@ class GuestOptions:
     operation_timeout: float | None = None
     timeout_scale: float = 1.0
     peer: bool = True
+    ports: tuple[str, ...] = ()
 
 
 class Guest(Process):
@@ -145,8 +153,8 @@ class Guest(Process):
             return self._enter()
 
     def _enter(self) -> Self:
-        spec = self._spec()
-        verdict = choose_accelerator(spec)  # may boot a guest of its own, which is not this one's time
+        verdict = choose_accelerator(self._spec())  # may boot a guest of its own, not in this one's time
+        spec = self._spec(verdict.name)
         config = self.image.kernel.headers / ".config"
         self.wait_as(Deadlines.expected(verdict.name, config, scale=self.options.timeout_scale))
         with ExitStack() as stack:
@@ -366,17 +374,22 @@ class Guest(Process):
     def _evidence(self) -> tuple[str, ...]:
         return self.machine.console.tail(_TAIL)
 
-    def _spec(self) -> MachineSpec:
+    def _ports(self) -> tuple[str, ...]:
+        peer = (PEER_PORT_NAME,) if self.options.peer else ()
+        return (PORT_NAME, *peer, SSH_PORT_NAME, *self.options.ports)
+
+    def _spec(self, accelerator: str = "") -> MachineSpec:
         options = self.options
+        quicker = _EMULATED_ALONE if accelerator == "tcg" and options.cpus == 1 else ()
         return MachineSpec(
             kernel=self.image.kernel.boot_image,
             initrd=self.image.initramfs,
-            cmdline=(*_COMMAND_LINE, *options.cmdline),
+            cmdline=(*_COMMAND_LINE, *quicker, *options.cmdline),
             memory_mib=options.memory_mib,
             cpus=options.cpus,
             machine=options.machine,
             cpu=options.cpu,
             accel=options.accel,
-            ports=(PORT_NAME, *((PEER_PORT_NAME,) if options.peer else ()), SSH_PORT_NAME),
+            ports=self._ports(),
             devices=options.devices,
         )

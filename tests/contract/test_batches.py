@@ -28,6 +28,22 @@ LUCK = {"kernel_address", "user_address", "chunks", "storage_kind"}
 MODES = (0, k.kIOMapInhibitCache, k.kIOMapWriteThruCache, k.kIOMapWriteCombineCache, k.kIOMapCopybackCache)
 
 
+@pytest.fixture
+def before(iobmd, oracle) -> Stock:
+    """The guest after every worker of the agent has had a large frame, whose pages it keeps some of."""
+    for _ in range(2):
+        iobmd.batch(THOUSANDS // 2).withOptions(k.kIODirectionInOut, PAGE).release()
+    return Stock(iobmd, oracle)
+
+
+def still_lost(before: Stock, iobmd, oracle) -> list[str]:
+    """What is missing for good: RCU and the allocator's own lists give thousands of pages back late."""
+    deadline = time.monotonic() + 5
+    while (missing := lost(before, Stock(iobmd, oracle))) and time.monotonic() < deadline:
+        pass
+    return missing
+
+
 def options(chance: random.Random) -> int:
     contiguous = chance.choice((0, k.kIOMemoryPhysicallyContiguous))
     return chance.choice((1, 2, 3)) | chance.choice(MODES) | contiguous
@@ -121,12 +137,8 @@ def test_addresses_are_the_buffers_own(iobmd, oracle):
     assert len(set(segments["address"].tolist())) == 50
 
 
-def test_ten_thousand_live_at_once_and_leave_nothing(iobmd, oracle):
-    wired = k.kIODirectionInOut
-    for _ in range(2):  # tables and caches that are made once, the table of open files among them
-        iobmd.batch(THOUSANDS).withOptions(wired, PAGE).release()
-    before = Stock(iobmd, oracle)
-    buffers = iobmd.batch(THOUSANDS).withOptions(wired, PAGE)
+def test_ten_thousand_live_at_once_and_leave_nothing(iobmd, oracle, before):
+    buffers = iobmd.batch(THOUSANDS).withOptions(k.kIODirectionInOut, PAGE)
     assert iobmd.info().live == THOUSANDS
     assert buffers.made.all()
     assert (buffers.getLength() == PAGE).all()
@@ -136,7 +148,7 @@ def test_ten_thousand_live_at_once_and_leave_nothing(iobmd, oracle):
     started = time.monotonic()
     assert iobmd.release_all() == THOUSANDS
     assert time.monotonic() - started < 10
-    assert lost(before, Stock(iobmd, oracle)) == []
+    assert still_lost(before, iobmd, oracle) == []
 
 
 def test_thousands_of_single_buffers_are_released_together(iobmd):
@@ -153,20 +165,18 @@ def test_thousands_of_single_buffers_are_released_together(iobmd):
     assert iobmd.info().live == 0
 
 
-def test_typed_memory_goes_home_write_back(iobmd, oracle):
+def test_typed_memory_goes_home_write_back(iobmd, oracle, before):
     modes = np.array(MODES * 40, np.uint32) | k.kIODirectionInOut
-    before = Stock(iobmd, oracle)
     buffers = iobmd.batch(len(modes)).withOptions(modes, 64 << 10)
     assert buffers.made.all()
     with oracle.frozen() as view:
         assert view.direct_map_anomalies()
     buffers.release()
-    assert lost(before, Stock(iobmd, oracle)) == []
+    assert still_lost(before, iobmd, oracle) == []
 
 
-def test_a_full_table_of_open_files_leaves_nothing_of_a_batch(iobmd, oracle):
+def test_a_full_table_of_open_files_leaves_nothing_of_a_batch(iobmd, oracle, before):
     process = iobmd.process
-    before = Stock(iobmd, oracle)
     limit = np.array([before.fds + 500, 65_536], "<u8").tobytes()
     process.syscall(PRLIMIT64, 0, NOFILE, In(limit), 0, what="prlimit")
     try:
@@ -176,7 +186,7 @@ def test_a_full_table_of_open_files_leaves_nothing_of_a_batch(iobmd, oracle):
         limit = np.array([65_536, 65_536], "<u8").tobytes()
         process.syscall(PRLIMIT64, 0, NOFILE, In(limit), 0, what="prlimit")
     assert caught.value.observed == "EMFILE"
-    assert lost(before, Stock(iobmd, oracle)) == []
+    assert still_lost(before, iobmd, oracle) == []
 
 
 def test_the_agent_may_open_files_enough(guest):
@@ -186,9 +196,8 @@ def test_the_agent_may_open_files_enough(guest):
 
 
 @pytest.mark.parametrize("after", [0.005, 0.05, 0.15])
-def test_ctrl_c_leaves_nothing(iobmd, oracle, after):
+def test_ctrl_c_leaves_nothing(iobmd, oracle, before, after):
     """At some moment in the middle of it, wherever that is."""
-    before = Stock(iobmd, oracle)
 
     def for_ever():
         timer.start()
@@ -204,7 +213,7 @@ def test_ctrl_c_leaves_nothing(iobmd, oracle, after):
         timer.cancel()
         signal.signal(signal.SIGINT, old)
     iobmd.release_all()
-    assert lost(before, Stock(iobmd, oracle)) == []
+    assert still_lost(before, iobmd, oracle) == []
 
 
 def test_a_batch_of_the_second_process(guest, iobmd):

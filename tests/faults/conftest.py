@@ -47,9 +47,7 @@ def shop(pytestconfig: pytest.Config, world: Path, guest_image: GuestImage) -> S
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     reports = [one for many in terminalreporter.stats.values() for one in many if hasattr(one, "when")]
     reports.sort(key=lambda report: report.start)
-    found = [
-        text for one in reports if one.when == "call" for name, text in one.user_properties if name == _ROW
-    ]
+    noted = [pair for one in reports if one.when == "call" for pair in one.user_properties]
     rows = [fault_table.load(text) for name, text in noted if name == _ROW]
     notes = [text for name, text in noted if name == _NOTE]
     for note in notes:

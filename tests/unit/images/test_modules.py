@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from harness.errors import BadInput
-from harness.images.modules import ModuleTree, canonical, modinfo, module_bytes
+from harness.images.modules import ModuleTree, canonical, modinfo, module_bytes, unsigned
 
 WANTED = ("virtio_pci", "virtio_console")
 DEPENDS = {
@@ -151,3 +151,31 @@ def test_modinfo(tree: Path) -> None:
 def test_modinfo_of_something_else() -> None:
     with pytest.raises(BadInput, match="no kernel module"):
         modinfo(b"#!/bin/sh\n")
+
+
+MARKER = b"~Module signature appended~\n"
+
+
+def signed(ko: bytes, signature: bytes, says: int | None = None) -> bytes:
+    """What scripts/sign-file.c appends: the signature, struct module_signature, a marker."""
+    size = len(signature) if says is None else says
+    return (
+        ko
+        + signature
+        + bytes([0, 0, 2, 0, 0, 0, 0, 0])
+        + size.to_bytes(4, "big")
+        + b"~Module signature appended~\n"
+    )
+
+
+def test_a_signature_is_left_out_and_nothing_else(tree: Path) -> None:
+    ko = next(tree.rglob("virtio.ko")).read_bytes()
+    assert unsigned(ko) == ko
+    assert unsigned(signed(ko, b"s" * 500)) == ko
+    assert modinfo(unsigned(signed(ko, MARKER))) == modinfo(ko)
+
+
+@pytest.mark.parametrize("ko", [signed(b"", b"", 1), signed(b"abc", b"d", 5), MARKER])
+def test_a_damaged_signature_is_named(ko: bytes) -> None:
+    with pytest.raises(BadInput, match="signature is damaged"):
+        unsigned(ko)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import FailureKind
+from harness.errors import FailureKind, HostExhausted
 from harness.vm import Console, ConsoleLost, GuestPanicked, QemuDied, QemuRefused
 from harness.vm.launch import Launched
 
@@ -94,3 +94,22 @@ def test_a_death_before_the_greeting_is_a_refusal(
     with pytest.raises(QemuRefused, match="did not start") as caught:
         made(FakeProcess(1, 1), line[1], tmp_path, answered=False).check()
     assert (caught.value.status, caught.value.exit_code) == (1, 2)
+
+
+def test_a_refusal_for_lack_of_something_is_the_hosts(
+    line: tuple[socket.socket, Console], tmp_path: Path
+) -> None:
+    line[0].close()
+    it = made(FakeProcess(1, 1), line[1], tmp_path, answered=False)
+    (tmp_path / "qemu.log").write_text("qemu: cannot set up guest memory 'ram': Cannot allocate memory\n")
+    with pytest.raises(HostExhausted, match="no memory left") as caught:
+        it.check()
+    assert isinstance(caught.value.__cause__, QemuRefused)
+    assert any("Cannot allocate memory" in text for text in caught.value.evidence)
+
+
+def test_a_log_that_is_not_whole_says_so(line: tuple[socket.socket, Console], tmp_path: Path) -> None:
+    it = made(FakeProcess(None, None), line[1], tmp_path)
+    assert not any("missing" in text for text in it.scene().console)
+    line[1]._lost = 7
+    assert it.scene().console[-1] == "(7 bytes of this log are missing: the disk was full)"

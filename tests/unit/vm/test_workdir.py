@@ -118,3 +118,16 @@ def test_the_runtime_folder_is_preferred_when_it_works(
     assert workdir_base() == tmp_path
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "gone"))
     assert workdir_base() != tmp_path / "gone"
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), KeyboardInterrupt()])
+def test_what_cannot_be_finished_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with pytest.raises(type(error)):
+        Workdir(base=tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -45,7 +45,11 @@ class Echo:
 
 @contextmanager
 def booted(spec: MachineSpec, image: GuestImage, progress: Progress) -> Iterator[Echo]:
-    """Boot the echo in the machine that ``spec`` describes, with the image's kernel and modules."""
+    """Boot the echo in the machine that ``spec`` describes, with the image's kernel and modules.
+
+    Raises:
+        GuestFailure: it did not answer.
+    """
     initrd = _initramfs(image, progress)
     with Machine(dataclasses.replace(spec, initrd=initrd)) as machine:
         port = machine.port(spec.ports[0])

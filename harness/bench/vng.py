@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO, cast
 
 from harness.errors import GuestFailure, HostLacks
 from harness.images import Kernel, Progress, busybox
@@ -51,6 +52,8 @@ class Vng:
         environment: for the process.
         udev: whether the host has a udevd for its guest.
         release: what ``uname -r`` has to say.
+        memory_mib: RAM of its guest in MiB.
+        cpus: virtual CPUs of its guest.
     """
 
     program: Path
@@ -58,11 +61,17 @@ class Vng:
     environment: Mapping[str, str]
     udev: bool
     release: str
+    memory_mib: int
+    cpus: int
 
     @property
     def about(self) -> str:
+        """How it runs, for a note."""
         how = "output by its ports" if self.udev else "no udevd on this host: output by the console"
-        return f"virtme-ng {version('virtme-ng')}, whole command, TCG, 9p root, 1 CPU, 1 GiB; {how}"
+        return (
+            f"virtme-ng {version('virtme-ng')}: whole command, TCG, 9p root, {self.cpus} CPU, "
+            f"{self.memory_mib} MiB; `uname -r` in place of `true`: as quick, and it shows that it ran; {how}"
+        )
 
     def run(self, image: str) -> float:
         """Boot ``boot/<image>`` once and have it say ``uname -r``; returns when the command has ended.
@@ -74,7 +83,7 @@ class Vng:
             GuestFailure: the release was not said, or not in time.
         """
         argv = [str(self.program), "--disable-kvm", "-r", str(self.folder / "boot" / image)]
-        argv += ["--force-9p", "--cpus", "1", "-m", "1G"]
+        argv += ["--force-9p", "--cpus", str(self.cpus), "-m", f"{self.memory_mib}M"]
         argv += [] if self.udev else ["--verbose", "--append", "quiet", "--append", "loglevel=0"]
         started = time.perf_counter()
         process = subprocess.Popen(
@@ -98,9 +107,8 @@ class Vng:
 
     def _listen(self, process: "subprocess.Popen[bytes]", started: float) -> tuple[float | None, str]:
         """Collect what it prints until it ends; when the release was there, and everything."""
-        assert process.stdout is not None
         said, text, release = None, b"", self.release.encode()
-        with process.stdout as pipe, selectors.DefaultSelector() as selector:
+        with cast("IO[bytes]", process.stdout) as pipe, selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
             try:
                 while (left := started + _DEADLINE - time.perf_counter()) > 0 and selector.select(left):
@@ -118,8 +126,14 @@ class Vng:
         return said, text.decode(errors="replace")
 
 
-def prepare(kernel: Kernel, progress: Progress) -> Vng:
+def prepare(kernel: Kernel, progress: Progress, memory_mib: int, cpus: int) -> Vng:
     """Put together what virtme-ng wants for one kernel; cached.
+
+    Args:
+        kernel: what it boots.
+        progress: hears of long steps.
+        memory_mib: RAM of its guest in MiB.
+        cpus: virtual CPUs of its guest.
 
     Raises:
         HostLacks: virtme-ng, its helpers or the network are missing.
@@ -145,7 +159,7 @@ def prepare(kernel: Kernel, progress: Progress) -> Vng:
 
     folder = store.entry("bench", f"vng-{key}", progress, build)
     udev = any(os.access(path, os.X_OK) for path in _UDEV) or shutil.which("udevd") is not None
-    return Vng(program, folder, environment, udev, kernel.release)
+    return Vng(program, folder, environment, udev, kernel.release, memory_mib, cpus)
 
 
 def _with_tools(environment: Mapping[str, str], store: Store, progress: Progress) -> dict[str, str]:
