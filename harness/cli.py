@@ -249,7 +249,7 @@ def _ssh(arguments: argparse.Namespace) -> int:
     progress = RichProgress()
     image = prepare(options, progress)
     image.ssh_payload(progress)
-    with make_guest(options, image) as booted:
+    with make_guest(options, image) as booted, diagnosed(booted):
         return visit(booted, arguments.command, put, get)
 
 

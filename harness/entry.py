@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: MIT
 """The first thing ``iobmd`` executes: what can go wrong before and after `harness.cli` has its say.
 
-Nothing is imported here that takes time: Ctrl-C in the third of a second that the rest takes is to end as
-quietly as later.
+Ctrl-C in the third of a second in which the rest is imported is to end as quietly as later.  So nothing is
+imported here that the interpreter has not loaded already: `_signal` is what `signal` wraps into enums.
 """
 
-import contextlib
-import importlib
+from __future__ import annotations
+
 import os
-import signal
 import sys
-from types import FrameType
+
+TYPE_CHECKING = False  # typing itself is one of the modules that take time
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable
+    from types import FrameType
+else:
+    import _signal as signal
 
 _INTERRUPTED = 128 + signal.SIGINT
 #: FailureKind.HOST_EXHAUSTED, for when `harness.errors` cannot be read either.
@@ -19,12 +25,12 @@ _UNLOADABLE = 18
 
 def main() -> None:
     """Run ``iobmd`` and end this process with its exit code."""
-    interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    interruptible = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
     if interruptible:
         signal.signal(signal.SIGINT, _leave_at_once)
     _have_standard_streams()
     try:
-        cli = importlib.import_module("harness.cli")
+        from harness import cli  # noqa: PLC0415  after the handler is in place
     except (OSError, MemoryError) as error:  # not even a file of ours can be read
         sys.stderr.write(f"iobmd: cannot be loaded: {error or 'no memory'}\n")
         sys.exit(_UNLOADABLE)
@@ -32,7 +38,7 @@ def main() -> None:
     try:
         try:
             for number in (signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(number) is signal.SIG_DFL:
+                if signal.getsignal(number) == signal.SIG_DFL:
                     signal.signal(number, _unwind)
             if interruptible:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,7 +48,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that could be interrupted
     except KeyboardInterrupt:  # a second one while the first was dealt with, or one in these lines
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(_flushed(code))
+    sys.exit(_flushed(code, cli.exit_code_of))
 
 
 def _leave_at_once(number: int, _frame: FrameType | None) -> None:
@@ -66,24 +72,27 @@ def _have_standard_streams() -> None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
-def _flushed(code: int) -> int:
+def _flushed(code: int, code_of: Callable[[OSError], int]) -> int:
     """Write out what is buffered, here, where an error can still be told; the exit code then."""
+    said = ""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _silence()  # the reader has had enough; what was found out stays true
+        _silence(1)  # the reader has had enough; what was found out stays true
     except OSError as error:
-        _silence()
-        with contextlib.suppress(OSError):
-            sys.stderr.write(f"iobmd: standard output cannot be written: {error.strerror}\n")
-        return code or importlib.import_module("harness.cli").exit_code_of(error)
-    with contextlib.suppress(OSError):
+        _silence(1)
+        code = code or code_of(error)
+        said = f"iobmd: standard output cannot be written: {error.strerror}\n"
+    try:
+        sys.stderr.write(said)
         sys.stderr.flush()
+    except OSError:
+        _silence(2)
     return code
 
 
-def _silence() -> None:
+def _silence(stream: int) -> None:
     """Let the interpreter's own flush at the end find something to write to."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
+    os.dup2(nowhere, stream)
     os.close(nowhere)

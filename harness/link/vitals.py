@@ -58,7 +58,7 @@ class Vitals:
 def _asked(question: Any, guest: Guest) -> int | None:
     try:
         found: int | None = question(guest)
-    except HarnessError:
+    except (HarnessError, ValueError):
         return None  # what is wrong with the guest shows elsewhere; a probe less is no failure
     return found
 

@@ -22,8 +22,16 @@ IOBMD = [sys.executable, "-m", "harness"]
 
 
 def _run(*words: str, **options) -> subprocess.CompletedProcess[str]:
+    # Buffered, as it is for users: what cannot be written shows at the end only.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(
-        [*IOBMD, *words], check=False, stderr=subprocess.PIPE, text=True, timeout=60, **options
+        [*IOBMD, *words],
+        check=False,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env=environment,
+        **options,
     )
 
 
@@ -58,19 +66,21 @@ def test_who_ignores_ctrl_c_is_not_interrupted():
     assert process.wait(60) == 0
 
 
-def test_a_reader_that_has_gone():
+@pytest.mark.parametrize("words", ["clauses", "--version", "doctor"])
+def test_a_reader_that_has_gone(words):
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        done = _run("clauses", stdout=writing)
+        done = _run(words, stdout=writing)
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_full_disk_under_standard_output():
+@pytest.mark.parametrize("words", ["clauses", "doctor"])
+def test_a_full_disk_under_standard_output(words):
     with Path("/dev/full").open("w") as full:
-        done = _run("clauses", stdout=full)
+        done = _run(words, stdout=full)
     assert done.returncode == FailureKind.HOST_EXHAUSTED.exit_code
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr

@@ -65,3 +65,11 @@ def test_the_machine_is_what_was_typed():
     assert (guest.memory_mib, guest.cpus, guest.accel) == (2048, 2, Accel.TCG)
     assert "iobmd.shell" not in guest.cmdline
     assert "iobmd.shell" in parse().guest(with_shell=True).cmdline
+
+
+def test_one_factor_for_every_deadline():
+    assert parse("--timeout-scale", "2.5").guest(with_shell=False).timeout_scale == 2.5
+    assert parse().guest(with_shell=False).timeout_scale == 1
+    for factor in ("0", "-1", "nan", "1e9"):
+        with pytest.raises(BadInput, match="cannot multiply a deadline"):
+            parse("--timeout-scale", factor)

@@ -150,8 +150,10 @@ GONE = QemuDied("QEMU ended", status=-11, scene=Scene())
 @pytest.mark.parametrize("moment", ["", "query-status", "chardev-send-break"])
 def test_a_dead_machine_explains_everything(patient, worse, moment):
     """Also when it dies while it is examined."""
-    found = diagnose(patient(dead=worse, dies_at=moment), timed_out())
+    guest = patient(dead=worse, dies_at=moment)
+    found = diagnose(guest, timed_out())
     assert found is worse
+    assert guest.asked[-1:] == ([moment] if moment else [])
 
 
 @pytest.mark.parametrize(

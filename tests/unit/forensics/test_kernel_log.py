@@ -128,6 +128,13 @@ def test_what_is_being_overwritten_is_left_out(ram):
     assert log_of(ram).lines() == ()
 
 
+def test_a_descriptor_of_another_record_is_left_out(ram):
+    """It was used again between two looks at the ring."""
+    fill(ram, 1, ["one", "two"])
+    ram.put(DESCS + 24, struct.pack("<Q", FINALIZED << 62 | 9))
+    assert log_of(ram).lines() == ("[    2.000000] two",)
+
+
 def test_where_there_is_no_log(ram):
     assert log_of(ram, None) is None
     assert log_of(ram, 1 << 40) is None

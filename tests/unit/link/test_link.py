@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import BadInput
-from harness.link.errors import GuestBusy, RequestTimedOut, UnknownOperation
+from harness.deadlines import Deadlines
+from harness.errors import BadInput, GuestFailure
+from harness.link.errors import GuestBusy, OperationTimedOut, RequestTimedOut, UnknownOperation
 from harness.link.link import Link
 from harness.link.syscalls import In, Nr, Out
 
@@ -230,3 +231,58 @@ def _call(link, number, *args):
 
 def _getpid(link):
     return _call(link, Nr.GETPID)
+
+
+@pytest.fixture
+def refining(agent, link_layouts):
+    """A link whose time-outs are looked into; what is looked into, and what is raised instead."""
+    seen = []
+
+    def refine(error):
+        seen.append(error)
+        return GuestFailure("refined")
+
+    link = Link(agent.socket, link_layouts, agent.check, refine=refine, deadlines=Deadlines(scale=0.1))
+    return link, seen
+
+
+def test_the_time_out_of_a_silent_agent_is_looked_into(refining, agent):
+    link, seen = refining
+    agent.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, agent.process.pid, os.WSTOPPED)
+    try:
+        for ask in (lambda: link.syscall(Nr.GETPID, timeout=0.1), lambda: link.ping(timeout=0.1)):
+            with pytest.raises(GuestFailure, match="refined"):
+                ask()
+        assert [error.agent_answers for error in seen] == [False, False]
+        assert not link.answers(0.1)
+    finally:
+        agent.process.send_signal(signal.SIGCONT)
+    assert link.answers(5)
+    assert len(seen) == 2
+
+
+def test_an_operation_that_hangs_needs_no_look(refining):
+    link, seen = refining
+    stuck = Stuck(link)
+    with pytest.raises(OperationTimedOut):
+        stuck.start()(0.1)
+    assert seen == []
+    stuck.let_go()
+
+
+def test_deadlines_that_are_not_given_are_the_links(refining, agent):
+    link, seen = refining
+    agent.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, agent.process.pid, os.WSTOPPED)
+    try:
+        for ask in (link.ping, link.hello):
+            with pytest.raises(GuestFailure):
+                ask()
+            assert "within 0.5 s" in seen[-1].summary
+        link.deadlines = Deadlines(scale=0.01)
+        with pytest.raises(GuestFailure):
+            link.syscall(Nr.GETPID)
+        assert "within 0.2 s" in seen[-1].summary
+    finally:
+        agent.process.send_signal(signal.SIGCONT)

@@ -158,6 +158,32 @@ def test_silence_ends_at_the_deadline_and_the_connection_goes_on() -> None:
         assert qmp.execute("fine") == {}
 
 
+def test_a_scale_multiplies_what_is_not_given() -> None:
+    with connected(lambda *_: None, scale=0.02) as (qmp, _):
+        for ask in (lambda: qmp.execute("hang"), lambda: qmp.hmp("hang")):
+            with pytest.raises(QmpSilent, match=r"within 0\.2 s"):
+                ask()
+        with pytest.raises(QmpSilent, match=r"within 0\.1 s"):
+            qmp.execute("hang", timeout=0.1)
+
+
+def test_who_examines_is_told_at_once_and_without_evidence() -> None:
+    def hang_up(_: FakeQemu, _message: dict[str, Any]) -> None:
+        raise Hangup
+
+    def wait() -> None:
+        pytest.fail("it waited for the death of QEMU")
+
+    with connected(hang_up, check=wait, scene=lambda: Scene(console=("x",))) as (qmp, _):
+        with pytest.raises(QmpLost) as caught:
+            qmp.ask("query-status", timeout=1)
+        assert caught.value.evidence == ()
+    with pytest.raises(QmpLost, match="closed"):
+        qmp.ask("query-status", timeout=1)
+    with connected(lambda _, message: message.get("arguments", {})) as (qmp, _):
+        assert qmp.ask("a", {"b": 1}, timeout=5) == {"b": 1}
+
+
 def test_a_lost_connection_asks_who_knows_why() -> None:
     def hang_up(_: FakeQemu, _message: dict[str, Any]) -> None:
         raise Hangup

@@ -2,6 +2,7 @@
 """Guest RAM into a snapshot and back, byte for byte, and what is refused."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from elftools.elf.elffile import ELFFile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.errors import HostExhausted
 from harness.images import SilentProgress
 from harness.images.store import CacheUnusable, Store
 from harness.vm import GuestRam, MachineSpec, Qemu, SnapshotStore, SnapshotUnusable
@@ -280,3 +282,30 @@ def test_the_stand_in_loads_nothing_and_has_the_entry_note(tmp_path) -> None:
     (tmp_path / "bz").write_bytes(b"MZ" + bytes(0x300))
     assert has_pvh_entry(tmp_path / "elf")
     assert not has_pvh_entry(tmp_path / "bz")
+
+
+@pytest.mark.parametrize("at", ["state", "ram", "snapshot.json"])
+def test_a_lack_of_descriptors_is_no_damage(store, parts, ram, monkeypatch, at) -> None:
+    """A good snapshot must not be thrown away because this process can open nothing."""
+    slot = store.slot(parts[0], "tcg", parts[1])
+    made = slot.make(build(ram, slot))
+    opened, plain = os.open, io.open
+
+    def full(path):
+        if isinstance(path, str | Path) and Path(path).name == at:
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    def open_number(path, *rest, **more):
+        full(path)
+        return opened(path, *rest, **more)
+
+    def open_file(path, *rest, **more):
+        full(path)
+        return plain(path, *rest, **more)
+
+    monkeypatch.setattr("os.open", open_number)
+    monkeypatch.setattr("io.open", open_file)
+    with pytest.raises(HostExhausted):
+        slot.find()
+    monkeypatch.undo()
+    assert slot.find() == made
