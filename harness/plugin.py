@@ -45,7 +45,6 @@ from harness.pytest_plugin.kept import keep
 from harness.pytest_plugin.kinds import note_kind
 from harness.pytest_plugin.runs import KEEP_RUNS
 from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, lines, seats_of, taken
-from harness.pytest_plugin.watch import acquaint
 from harness.pytest_plugin.workers import capped
 from harness.vm import Machine
 
@@ -239,7 +238,6 @@ def _seated(config: pytest.Config, image: GuestImage, role: Role) -> Iterator[Se
         with in_its_own_words():
             started = stack.enter_context(make_guest(options, image, progress(config)))
         with in_its_own_words():
-            acquaint(started)
             looked_at = config.getoption("--keep-vm") or config.getoption("--dump-on-failure")
             kernel = config.stash[_KERNEL]
             seat = Seat(role, started, kernel, snapshots=options.snapshot, looked_at=looked_at)

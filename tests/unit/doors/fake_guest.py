@@ -152,7 +152,7 @@ def install(memory_mib: int | None = None) -> Callable[[], None]:
         (plugin, "make_guest", lambda options, image, _: FakeGuest(options, image)),
         (plugin, "prepare", image),
         (plugin, "IOKit", FakeIOKit),
-        (plugin, "acquaint", lambda _: None),
+        (watch, "Names", lambda _: SimpleNamespace(lines=None, renew=lambda: None)),
         (watch, "Marks", FakeMarks),
         (asked, "prepare_kernel", lambda selector, _: SimpleNamespace(release=RELEASES[selector.recipe])),
     ]
