@@ -10,8 +10,12 @@ is marked ``@pytest.mark.clause("C08")``.
 With pytest-xdist, ``-n 4`` runs four workers with guests of their own, or as many as the host has memory for.
 Tests are ordered by kernel and dealt out in that order: every worker changes to the next kernel once.
 
-A test that fails while it uses a guest leaves the guest's console, QEMU's command line and the command that
-repeats the test in the results folder (``--results``).
+The kernel's log is cut per test.  An oops, a warning or a checker's finding fails the test it came in, even
+if its asserts passed, unless ``@pytest.mark.expect_oops("regex")`` wants it; the guest is restored then.
+
+A test that fails while it uses a guest leaves what is known of the guest in ``results/latest``
+(``--results``), with ``--dump-on-failure`` its memory as well; ``iobmd repro`` runs it again from there.
+``--keep-vm`` keeps the guest itself, for gdb, a shell and QMP.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ from harness.pytest_plugin.attribution import current
 from harness.pytest_plugin.kept import keep
 from harness.pytest_plugin.kinds import error_of, note_kind
 from harness.pytest_plugin.runs import KEEP_RUNS
-from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, lines, seats_of, taken
+from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, gone, lines, seats_of, taken
 from harness.pytest_plugin.workers import capped
 from harness.vm import Machine
 
@@ -208,7 +212,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keep the evidence of a failure while the guest is still there."""
-    seats = seats_of(item)
+    seats = seats_of(item) or gone(item)
     if call.when == "setup":
         item.user_properties += evidence.properties(item, seats)
     item.user_properties += attribution.properties(attribution.blame_of(item).trouble(call.when))

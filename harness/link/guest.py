@@ -51,7 +51,9 @@ _COMMAND_LINE = (
     "console=ttyS0",  # the kernel log goes where QEMU records it
     "loglevel=5",  # warnings and worse; every character costs emulated time, the rest stays in /dev/kmsg
     "panic=-1",  # reboot at once, and -no-reboot turns that into QEMU's exit: nobody waits for a deadline
-    "oops=panic",  # an oops has killed a thread of pid 1 and its locks: nothing after it can be believed
+    # An oops has killed a thread of pid 1 and its locks: nothing after it can be believed, and who waits for
+    # that thread learns of a panic within milliseconds.  A warning does not panic: it is found afterwards.
+    "oops=panic",
     "sysrq_always_enabled",  # a guest that hangs is asked for backtraces; Debian's kernels would refuse them
     "cryptomgr.notests=1",  # ciphers test themselves for a tenth of an emulated boot; nothing here uses them
     "printk.devkmsg=on",  # what tests write into the log must not be dropped for coming in quick succession

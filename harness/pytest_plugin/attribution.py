@@ -17,7 +17,7 @@ import pytest
 from harness.errors import FailureKind, GuestFailure
 from harness.forensics import KernelTainted, Splat
 from harness.pytest_plugin.kinds import NAMED, PROPERTY, error_of
-from harness.pytest_plugin.seat import Seat, seats_of, take_late
+from harness.pytest_plugin.seat import Seat, gone, seats_of, take_late
 from harness.pytest_plugin.watch import Trouble
 
 _MARKER = "expect_oops"
@@ -158,6 +158,9 @@ def _examine(
         else:
             found = seat.watch.look()
         blame.note(phase, seat, found)
+    for seat in gone(item):  # the last test's teardown ends the guests as well
+        for _, trouble in seat.take_late():
+            blame.note(phase, seat, trouble)
 
 
 def _died_as_wanted(blame: Blame, error: BaseException) -> bool:

@@ -148,7 +148,10 @@ def _keep_guest(kept: Kept, prefix: str, seat: Seat) -> None:
     machine = seat.guest.machine
     kept.put(f"{prefix}test-console.log", seat.watch.said)
     kept.make(f"{prefix}console.log", lambda file: _copy_console(machine.console, file))
-    kept.make(f"{prefix}qemu.log", lambda file: shutil.copyfile(machine.workdir / "qemu.log", file))
+    if seat.closed:
+        kept.put(f"{prefix}qemu.log", lambda: seat.qemu_log)
+    else:
+        kept.make(f"{prefix}qemu.log", lambda file: shutil.copyfile(machine.workdir / "qemu.log", file))
     kept.put(f"{prefix}qemu.sh", lambda: f"# as it was run: {machine.command()}\n{machine.repro_command()}\n")
 
 

@@ -70,6 +70,8 @@ class Seat:
         used_by: id of the last test that used it; ``""`` before the first.
         watch: whose trouble is whose.
         sections: addresses of its module's sections, where it is looked at.
+        closed: its guest has ended with its fixture.
+        qemu_log: what QEMU itself had said by then.
         late: what came up after a test had been looked at for the last time, with the test's id.
     """
 
@@ -81,6 +83,8 @@ class Seat:
         self.kernel = kernel
         self.used_by = ""
         self.watch = Watch(guest)
+        self.closed = False
+        self.qemu_log = ""
         self.late: list[tuple[str, Trouble]] = []
         self._sick = ""
         self._found: HarnessError | None = None
@@ -140,13 +144,25 @@ class Seat:
                 question would wait for its whole deadline.
         """
         self._found = self._found or found
-        if found.kind in _HANGING and not self._answers():
+        if found.kind in _HANGING and not self.closed and not self._answers():
             with contextlib.suppress(OSError):  # it has ended by itself
                 os.kill(self.guest.machine.pid, signal.SIGKILL)
 
     def call_sick(self, why: str) -> None:
         """No test is to meet the guest as it is now."""
         self._sick = self._sick or why
+
+    def close(self) -> None:
+        """The guest is about to end: take a last look, and keep what ends with it."""
+        self.look_late()
+        with contextlib.suppress(OSError):
+            self.qemu_log = (self.guest.machine.workdir / "qemu.log").read_text(errors="replace")
+        self.closed = True
+
+    def take_late(self) -> list[tuple[str, Trouble]]:
+        """Hand over what came up late, and forget it."""
+        late, self.late = self.late, []
+        return late
 
     def look_late(self) -> None:
         """See whether something has come up since the last test was looked at."""
@@ -230,7 +246,7 @@ class Seat:
 
 
 _SEATS = pytest.StashKey[dict[Role, Seat]]()
-_LEFT = pytest.StashKey[list[tuple[str, Trouble]]]()
+_GONE = pytest.StashKey[list[Seat]]()
 _LINES = pytest.StashKey[list[str]]()
 
 
@@ -243,8 +259,8 @@ def taken(config: pytest.Config, seat: Seat) -> Iterator[Seat]:
         yield seat
     finally:
         del seats[seat.role]
-        seat.look_late()
-        _left(config).extend(seat.late)
+        seat.close()
+        config.stash.setdefault(_GONE, []).append(seat)
         lines(config).extend(seat.summary())
 
 
@@ -253,18 +269,19 @@ def seat_of(config: pytest.Config, role: Role) -> Seat | None:
     return config.stash.get(_SEATS, {}).get(role)
 
 
+def gone(item: pytest.Item) -> tuple[Seat, ...]:
+    """Return the seats a test used whose guests have ended in its teardown."""
+    return tuple(seat for seat in item.config.stash.get(_GONE, []) if seat.used_by == item.nodeid)
+
+
 def take_late(config: pytest.Config) -> list[tuple[str, Trouble]]:
     """Return what came up late, in guests that are there and in those that have ended, and forget it."""
-    left = _left(config)
-    for seat in config.stash.get(_SEATS, {}).values():
-        left += seat.late
-        seat.late.clear()
-    config.stash[_LEFT] = []
-    return left
-
-
-def _left(config: pytest.Config) -> list[tuple[str, Trouble]]:
-    return config.stash.setdefault(_LEFT, [])
+    ended = config.stash.get(_GONE, [])
+    found = []
+    for seat in (*config.stash.get(_SEATS, {}).values(), *ended):
+        found += seat.take_late()
+    ended.clear()
+    return found
 
 
 def lines(config: pytest.Config) -> list[str]:

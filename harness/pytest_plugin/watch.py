@@ -31,7 +31,7 @@ _ARRIVAL_SECONDS: Final = 0.3
 #: A report that is still being printed has no pause as long as this, and ends within the second.
 _QUIET_SECONDS: Final = 0.05
 _REPORT_SECONDS: Final = 1.0
-#: What a guest that floods its console says beyond this is searched at both ends only.
+#: Of what a guest that floods its console says beyond this, only both ends are looked at.
 _SEARCHED_MAX: Final = 16 << 20
 _TEST_SHOWN: Final = 56
 #: What loading a module sets, and what user space asks for (kernel/module/main.c: check_modinfo).
@@ -184,9 +184,10 @@ class Watch:
         self._shows_marks = True
 
     def said(self) -> str:
-        """The console since the test began."""
+        """The console since the test began; of a flood both ends."""
         now = self._guest.machine.console
-        return self._console.text(self._began) + (now.text() if now is not self._console else "")
+        before = _searched(self._console, self._began)
+        return before + (_searched(now, 0) if now is not self._console else "")
 
     def _put(self, text: str) -> tuple[Taint, int]:
         """Write a mark and wait until the console has it: everything before it is there then.

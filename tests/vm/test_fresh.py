@@ -398,7 +398,7 @@ def test_is_left_alone(guest):
     guest.close(guest.mine)
 """
 
-IMPATIENT = "from harness.pytest_plugin import seat\nseat._ALIVE_SECONDS = 3.0"
+IMPATIENT = "from harness.pytest_plugin import watch\nwatch.ALIVE_SECONDS = 3.0"
 
 
 def test_a_dead_guest_fails_nobody_else(session):

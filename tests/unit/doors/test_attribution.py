@@ -118,6 +118,7 @@ def test_trouble_of_a_fixture_is_told_where_it_happened(session):
     )
     assert "the kernel complained in this test's teardown: warning: " in said
     assert "in in_module" in said
+    assert "when this test was over" not in said
 
 
 LATE = """

@@ -36,6 +36,8 @@ LEAKS = {
         def test_it(tmp_path):
             shutil.copy(shutil.which("sleep"), tmp_path / "qemu-system-x86_64")
             LEFT.append(subprocess.Popen([tmp_path / "qemu-system-x86_64", "60"]))
+            while "qemu" not in open(f"/proc/{LEFT[0].pid}/comm").read():
+                pass  # its name comes a moment after its start
             LEFT[0].returncode = 0  # nor does Python warn of it
     """,
 }

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.pytest_plugin.runs import folder_name
-
 pytest_plugins = ("pytester",)
 
 CONFTEST = f"""
@@ -347,12 +345,3 @@ def test_junit_says_how_the_guest_was_started(session, pytester):
         ("fresh", "booted", "0"),
         ("fresh", "rewound", "1"),
     ]
-
-
-def test_no_two_tests_share_a_folder():
-    long = "tests/vm/test_it.py::test_it[" + "x" * 200
-    ids = ["a.py::t[a b]", "a.py::t[a_b]", "a.py::t[a:b]", "a.py::t[ä/b]", long + "1]", long + "2]"]
-    names = [folder_name(test) for test in ids]
-    assert len(set(names)) == len(ids)
-    assert all(len(name.encode()) < 255 for name in names)
-    assert folder_name("tests/vm/test_it.py::test_it[6.1-x=1]") == "tests_vm_test_it.py_test_it[6.1-x=1]"
