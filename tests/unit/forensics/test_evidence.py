@@ -10,14 +10,14 @@ import pytest
 from harness.forensics import Symbols, evidence, gdb
 from harness.vm import QmpLost, QmpSilent
 
-BACKTRACE = """[    2.0] sysrq: Show backtrace of all active CPUs
-[    2.1] NMI backtrace for cpu 0
-[    2.1] CPU: 0 PID: 7 Comm: loops Not tainted 6.1.0 #1
-[    2.1] RIP: 0010:spins+0x5/0x10
-[    2.1] Call Trace:
-[    2.1]  <TASK>
-[    2.1]  calls_it+0x9/0x20
-[    2.1]  </TASK>
+BACKTRACE = """[    2.000000] sysrq: Show backtrace of all active CPUs
+[    2.100000] NMI backtrace for cpu 0
+[    2.100000] CPU: 0 PID: 7 Comm: loops Not tainted 6.1.0 #1
+[    2.100000] RIP: 0010:spins+0x5/0x10
+[    2.100000] Call Trace:
+[    2.100000]  <TASK>
+[    2.100000]  calls_it+0x9/0x20
+[    2.100000]  </TASK>
 """
 
 
@@ -79,7 +79,7 @@ def no_symbols(monkeypatch):
 
 
 def test_a_kernel_that_takes_interrupts_is_asked_by_sysrq():
-    keys = dict.fromkeys((b"8", b"w", b"t", b"5"), "[    2.0] sysrq: answer\n") | {b"l": BACKTRACE}
+    keys = dict.fromkeys((b"8", b"w", b"t", b"5"), "[    2.000000] sysrq: answer\n") | {b"l": BACKTRACE}
     guest = Guest(keys)
     told = evidence.hang_report(guest)
     assert guest.console.sent == [b"8", b"l", b"w", b"t", b"5"]
@@ -91,7 +91,7 @@ def test_a_kernel_that_takes_interrupts_is_asked_by_sysrq():
 
 
 def test_a_kernel_that_takes_none_is_asked_by_an_nmi_after_one_key():
-    guest = Guest(nmi="[    3.0] Uhhuh. NMI received for unknown reason 21 on CPU 0.\n")
+    guest = Guest(nmi="[    3.000000] Uhhuh. NMI received for unknown reason 21 on CPU 0.\n")
     told = evidence.hang_report(guest)
     assert guest.console.sent == [b"8"]
     assert "Uhhuh. NMI received" in told
