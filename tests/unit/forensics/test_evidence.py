@@ -85,7 +85,7 @@ def test_a_kernel_that_takes_interrupts_is_asked_by_sysrq():
     assert guest.console.sent == [b"8", b"l", b"w", b"t", b"5"]
     assert "running, running; a machine" in told
     assert "vCPU 0: here" in told
-    assert "backtrace: NMI backtrace\n  on  CPU 0, loops[7]\n  at  spins+0x5/0x10\n" in told
+    assert "backtrace: NMI backtrace for cpu 0\n  on  CPU 0, loops[7]\n  at  spins+0x5/0x10\n" in told
     assert "      calls_it+0x9/0x20" in told
     assert "inject-nmi" not in [command for command, *_ in guest.asked]
 
