@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""A session that is killed at any moment leaves nothing, and the next one works."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from left_over import SECONDS, Census, left_over
+from stage import Shop, Stage
+
+_SESSION = """
+import pytest
+from harness.iokit import kIODirectionInOut
+
+@pytest.mark.parametrize("turn", range(6))
+def test_shared(iobmd, oracle, guest, turn):
+    buf = iobmd.withOptions(kIODirectionInOut, 65536)
+    assert oracle.types_of(buf)
+    assert guest.peer.link.ping(b"x") == b"x"
+
+@pytest.mark.parametrize("turn", range(4))
+def test_fresh(iobmd, fresh_guest, turn):
+    fresh_guest.write_file("/tmp/file", b"gone with the next restore")
+
+def test_dies(fresh_guest):
+    with pytest.raises(Exception):
+        fresh_guest.write_file("/proc/sysrq-trigger", b"c")
+"""
+_END_SECONDS = 60.0
+_ORDERLY_SECONDS = 10.0
+"""For who is asked to end, and has guests to end first."""
+
+
+@dataclass
+class Session:
+    """A user's pytest session, over and over, in a cache of its own.
+
+    Attributes:
+        stage: where it takes place.
+        cache: of its own.
+        argv: what is run.
+        seconds: how long it takes when nobody interrupts it.
+    """
+
+    stage: Stage
+    cache: Path
+    argv: list[str]
+    seconds: float = 0.0
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        """Start it; from a snapshot, or first of all from a boot, by chance."""
+        return self.stage.start(self.argv, {"IOBMD_CACHE": str(self.cache)})
+
+    def forget_snapshots(self) -> None:
+        """Let the next one boot, and make a snapshot."""
+        shutil.rmtree(self.cache / "snapshots", ignore_errors=True)
+
+    def whole(self) -> None:
+        """Let one run to its end, and take the time; it has to succeed."""
+        since = time.monotonic()
+        code = self.start().wait(_END_SECONDS)
+        self.seconds = time.monotonic() - since
+        assert code == 0, (self.stage.folder / "out").read_text()
+
+
+@pytest.fixture
+def session(shop: Shop, tmp_path: Path) -> Session:
+    stage = Stage(shop, tmp_path)
+    (tmp_path / "test_session.py").write_text(_SESSION)
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_session.py", *stage.machine_words()]
+    return Session(stage, stage.private_cache(), words)
+
+
+def test_killed_at_random_moments(
+    session: Session, world: Path, pytestconfig: pytest.Config, record_property
+):
+    kills, choice = pytestconfig.getoption("--kills"), random.Random(4)
+    session.whole()
+    length, slowest, ended, found = session.seconds, 0.0, 0, []
+    before = Census.take(world, session.cache)
+    for number in range(kills):
+        if choice.random() < 0.5:
+            session.forget_snapshots()
+        moment = choice.uniform(0, length)
+        program = session.start()
+        try:
+            program.wait(moment)
+            ended += 1  # it was quicker this time
+        except subprocess.TimeoutExpired:
+            program.kill()
+        killed = time.monotonic()
+        program.wait()
+        left = left_over(before, world, session.cache)
+        slowest = max(slowest, time.monotonic() - killed)
+        found += [f"kill {number} after {moment:.2f} s: {line}" for line in left]
+    record_property(
+        "note",
+        f"pytest was killed at {kills - ended} of {kills} random moments of its {length:.1f} s (it had ended "
+        f"before the others): {len(found)} left over {SECONDS:g} s later; the last of it was gone within "
+        f"{slowest:.2f} s",
+    )
+    assert found == []
+    session.whole()
+    assert left_over(before, world, session.cache) == ()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("door", ["pytest", "iobmd"])
+def test_asked_to_end_at_random_moments(
+    session: Session, door: str, number: signal.Signals, world: Path, pytestconfig: pytest.Config
+):
+    choice = random.Random(f"{door}{number}")
+    if door == "iobmd":
+        session.argv = ["-m", "harness", "check", "--group", "C", *session.stage.machine_words()]
+    session.whole()
+    before = Census.take(world, session.cache)
+    for turn in range(max(2, pytestconfig.getoption("--kills") // 5)):
+        if turn % 2:
+            session.forget_snapshots()
+        moment = choice.uniform(0, session.seconds)
+        program = session.start()
+        try:
+            program.wait(moment)
+        except subprocess.TimeoutExpired:
+            os.kill(program.pid, number)
+        program.wait(_ORDERLY_SECONDS)
+        assert left_over(before, world, session.cache) == (), f"{number.name} after {moment:.2f} s"
