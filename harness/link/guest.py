@@ -54,6 +54,7 @@ _COMMAND_LINE = (
     "oops=panic",  # an oops has killed a thread of pid 1 and its locks: nothing after it can be believed
     "sysrq_always_enabled",  # a guest that hangs is asked for backtraces; Debian's kernels would refuse them
     "cryptomgr.notests=1",  # ciphers test themselves for a tenth of an emulated boot; nothing here uses them
+    "printk.devkmsg=on",  # what tests write into the log must not be dropped for coming in quick succession
     "noreplace-smp",  # patching every lock prefix away for one CPU costs emulation more than the prefixes do
     "lsm=capability",  # no policy is loaded here; setting AppArmor, TOMOYO and others up is 2 % of a boot
     "no_timer_check",  # a busy host fails the boot's timer test, which panics; KVM guests skip it as well

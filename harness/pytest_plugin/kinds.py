@@ -13,14 +13,18 @@ if TYPE_CHECKING:
 PROPERTY = "failure-kind"
 """The JUnit property that holds `FailureKind.word`."""
 
+NAMED = "iobmd_named"
+"""The attribute of an error of pytest's that holds the error of ours it stands for."""
+
 
 def kind_of(error: BaseException | None) -> FailureKind | None:
     """Return the kind of an error or of the one it came from; None when it is a test's own: an assertion."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, HarnessError):
-            return error.kind
+        known = getattr(error, NAMED, error)
+        if isinstance(known, HarnessError):
+            return known.kind
         named = exhaustion(error, "")
         if named is not None:
             return named.kind

@@ -14,6 +14,7 @@ from typing import Final
 from harness.errors import exhaustion_told
 from harness.vm.console import Console
 from harness.vm.errors import ConsoleLost, GuestPanicked, QemuDied, QemuRefused, Scene
+from harness.vm.leaks import track
 from harness.vm.process import Process, is_exiting, spawn
 from harness.vm.qemu import Qemu, Wires, compose, compose_by_hand
 from harness.vm.ram import ram_file
@@ -149,6 +150,7 @@ def launched(
             fds: dict[str, int] = {}
             for role in ("console", "qmp", *(f"port:{name}" for name in spec.ports)):
                 ours[role], remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+                track(ours[role])
                 stack.callback(ours[role].close)
                 fds[role] = theirs.enter_context(remote).fileno()
             ports = {name: fds[f"port:{name}"] for name in spec.ports}

@@ -92,6 +92,12 @@ class Workdir:
         self._lock = -1
 
 
+def owned_folders() -> tuple[Path, ...]:
+    """The folders of this process's own machines that are there now; those kept for a reader are nobody's."""
+    found = workdir_base().glob(f"{_PREFIX}{os.getpid()}-*")
+    return tuple(path for path in found if (path / _LOCK).exists())
+
+
 def sweep(base: Path) -> tuple[Path, ...]:
     """Removes the folders of machines whose owner is dead.
 

@@ -307,7 +307,7 @@ def test_speaks(guest, n):
 def test_two_workers_keep_their_own_evidence(session, tmp_path):
     assert "6 failed" in session(SPEAKS, "-n", "2").stdout
     said, where = {}, {}
-    for folder in (tmp_path / "results").iterdir():
+    for folder in (tmp_path / "results/latest").iterdir():
         worker, workdir = (folder / "error.txt").read_text().split()
         numbers = set(re.findall(r"this is number (\d);", (folder / "console.log").read_text()))
         assert re.search(r"\[(\d)\]", folder.name)[1] in numbers
