@@ -136,14 +136,24 @@ static int do_hang(void)
 	return 0;
 }
 
-/* Longer than the watchdog of a test bears; then everything is well again. */
-static int do_stall(void)
+/* For a while nobody else gets this processor; then everything is well. */
+static int stall(unsigned int milliseconds)
 {
 	preempt_disable();
-	for (int i = 0; i < 2000; i++)
+	for (unsigned int i = 0; i < milliseconds; i++)
 		mdelay(1);
 	preempt_enable();
 	return 0;
+}
+
+static int do_stall(void)
+{
+	return stall(2000);
+}
+
+static int do_stall_long(void)
+{
+	return stall(5000);
 }
 
 static int do_out_of_memory(void)
@@ -251,6 +261,7 @@ static const struct {
 	{ "stack-overflow", do_stack_overflow },
 	{ "stack-smash", do_stack_smash },
 	{ "stall", do_stall },
+	{ "stall-long", do_stall_long },
 	{ "triple-fault", do_triple_fault },
 	{ "warn", do_warn },
 };
