@@ -15,6 +15,7 @@ from stage import Stage, fault
 from harness.errors import FailureKind
 
 _TAINTED = FailureKind.KERNEL_TAINTED
+_PANICKED = FailureKind.KERNEL_PANICKED
 _WARN = 'write(guest, "warn")'
 
 _CONFTEST = """
@@ -59,22 +60,29 @@ def test_next(guest):
 
 @fault("pytest", "WARN() in a test whose asserts hold", _TAINTED, PANIC_SECONDS)
 def warning(stage: Stage) -> None:
-    _told(stage, f"{_WARN}.wait(30)")
+    assert "do_warn" in _told(stage, f"{_WARN}.wait(30)")
 
 
-@fault("pytest", "a NULL pointer is written to", _TAINTED, PANIC_SECONDS)
+@fault("pytest", "an oops, of which the kernel dies by default", _PANICKED, PANIC_SECONDS)
 def oops(stage: Stage) -> None:
-    _told(stage, 'write(guest, "oops").wait(30)')
+    assert "do_oops" in _told(stage, 'write(guest, "oops").wait(30)')
 
 
-@fault("pytest", "BUG()", _TAINTED, PANIC_SECONDS)
+@fault("pytest", "an oops that the kernel is told to survive", _TAINTED, PANIC_SECONDS)
+def oops_survived(stage: Stage) -> None:
+    """It costs the agent a thread, and the test no assert."""
+    body = 'guest.write_file("/proc/sys/kernel/panic_on_oops", b"0"); write(guest, "oops"); '
+    assert "do_oops" in _told(stage, body + 'guest.machine.console.wait_for("end trace", 30)')
+
+
+@fault("pytest", "BUG()", _PANICKED, PANIC_SECONDS)
 def bug(stage: Stage) -> None:
-    _told(stage, 'write(guest, "bug").wait(30)')
+    assert "do_bug" in _told(stage, 'write(guest, "bug").wait(30)')
 
 
-@fault("pytest", "memory is freed twice", _TAINTED, PANIC_SECONDS)
+@fault("pytest", "memory is freed twice", _PANICKED, PANIC_SECONDS)
 def double_free(stage: Stage) -> None:
-    _told(stage, 'write(guest, "double-free").wait(30)')
+    assert "do_double_free" in _told(stage, 'write(guest, "double-free").wait(30)')
 
 
 @fault("pytest", "sleeps where it must not", _TAINTED, PANIC_SECONDS)
