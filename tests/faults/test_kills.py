@@ -28,6 +28,7 @@ def test_shared(iobmd, oracle, guest, turn):
 def test_fresh(iobmd, fresh_guest, turn):
     fresh_guest.write_file("/tmp/file", b"gone with the next restore")
 
+@pytest.mark.expect_oops("sysrq triggered crash")
 def test_dies(fresh_guest):
     with pytest.raises(Exception):
         fresh_guest.write_file("/proc/sysrq-trigger", b"c")
