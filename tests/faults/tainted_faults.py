@@ -125,8 +125,8 @@ def _told(stage: Stage, body: str, *options: str, marker: str = "") -> str:
     (folder / "conftest.py").write_text(_CONFTEST)
     (folder / "test_mine.py").write_text(_SESSION.format(body=body, marker=marker))
     (folder / "injector.ko").write_bytes(stage.shop.injector)
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml", "junit.xml", *options]
-    program = stage.start([*words, *stage.machine_words()])
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml", "junit.xml", "test_mine.py"]
+    program = stage.start([*words, *options, *stage.machine_words()])
     program.wait(60)
     told = (folder / "out").read_text()
     cases = {case.get("name"): case for case in ET.parse(folder / "junit.xml").iter("testcase")}  # noqa: S314

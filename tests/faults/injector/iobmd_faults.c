@@ -153,7 +153,7 @@ static int do_stall(void)
 
 static int do_stall_long(void)
 {
-	return stall(5000);
+	return stall(3500);
 }
 
 static int do_out_of_memory(void)
