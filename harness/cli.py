@@ -19,7 +19,7 @@ from harness.bug import report_bug
 from harness.contract.catalogue import catalogue
 from harness.contract.engine import all_checks, judge
 from harness.contract.model import ClauseResult, Verdict
-from harness.errors import FailureKind, GuestFailure, HarnessError, exhaustion
+from harness.errors import FailureKind, GuestFailure, HarnessError, exhaustion, interruption
 from harness.forensics import diagnosed
 from harness.history import last_verdicts, remember
 from harness.images import RichProgress
@@ -88,14 +88,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _READER_GONE
     except KeyboardInterrupt:
-        _tell("interrupted; nothing is left running")
-        return FailureKind.INTERRUPTED.exit_code
+        return _interrupted()
     except Exception as error:
+        stopped = interruption(error)
+        if isinstance(stopped, KeyboardInterrupt):
+            return _interrupted()
+        if stopped is not None:  # what came up while everything was ended is of no interest
+            raise stopped from None
         named = error if isinstance(error, HarnessError) else exhaustion(error, "running iobmd")
         if named is None or named.kind is FailureKind.HARNESS_BUG:
             named = report_bug(error, words)
         _tell(str(named), alarming=True)
         return named.exit_code
+
+
+def _interrupted() -> int:
+    _tell("interrupted; nothing is left running")
+    return FailureKind.INTERRUPTED.exit_code
 
 
 def exit_code_of(error: BaseException) -> int:

@@ -25,8 +25,9 @@ from harness.images import (
     prepare_kernel,
     source_root,
 )
-from harness.vm import MachineSpec, choose_accelerator, find_qemu
+from harness.vm import MachineSpec, SnapshotStore, choose_accelerator, find_qemu
 
+_MIB = 1 << 20
 _GIB = 1 << 30
 _DISK_WANTED = 1 * _GIB
 _MEMORY_WANTED = 1 * _GIB
@@ -76,6 +77,7 @@ def examine() -> Iterator[Finding]:
     yield _memory()
     yield from _kvm()
     yield from _kernels()
+    yield _guarded("snapshots", _snapshots)
 
 
 def run(console: Console) -> int:
@@ -130,6 +132,14 @@ def _cache() -> Finding:
         return Finding("cache", free >= _DISK_WANTED, text, hint)
 
     return _guarded("cache", look)
+
+
+def _snapshots() -> Finding:
+    held = SnapshotStore.default().held()
+    if not held:
+        return Finding("snapshots", None, "none yet: the first guest boots and leaves one")
+    taken = f"{len(held)} of guests that have booted, {sum(held.values()) / _MIB:.0f} MiB"
+    return Finding("snapshots", None, f"{taken} in {next(iter(held)).parent}")
 
 
 def _memory() -> Finding:

@@ -21,6 +21,8 @@ else:
 _INTERRUPTED = 128 + signal.SIGINT
 #: FailureKind.HOST_EXHAUSTED, for when `harness.errors` cannot be read either.
 _UNLOADABLE = 18
+#: What an orderly end may take; it takes some 0.1 s.
+_ORDERLY_SECONDS = 3.0
 
 
 def main() -> None:
@@ -41,7 +43,7 @@ def main() -> None:
                 if signal.getsignal(number) == signal.SIG_DFL:
                     signal.signal(number, _unwind)
             if interruptible:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.signal(signal.SIGINT, _interrupt)
             code = cli.main()
         except SystemExit as leaving:  # argparse, or _unwind
             code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
@@ -55,9 +57,21 @@ def _leave_at_once(number: int, _frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
+def _in_order_or_else(code: int) -> None:
+    """Leave the end in order so much time; a signal may have come where it breaks what that needs."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(code))  # QEMU goes with us, whatever happens
+    signal.setitimer(signal.ITIMER_REAL, _ORDERLY_SECONDS)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    _in_order_or_else(128 + number)
+    raise KeyboardInterrupt
+
+
 def _unwind(number: int, _frame: FrameType | None) -> None:
     """End in order: every machine is ended, every private folder is removed.  The next signal just kills."""
     signal.signal(number, signal.SIG_DFL)
+    _in_order_or_else(128 + number)
     raise SystemExit(128 + number)
 
 

@@ -207,6 +207,18 @@ def exhaustion(error: BaseException, doing: str, *, forking: bool = False) -> Ho
     )
 
 
+def interruption(error: BaseException) -> KeyboardInterrupt | SystemExit | None:
+    """Return the Ctrl-C or the signal during whose handling *error* came up; None when there was none."""
+    seen: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
+        if isinstance(at, KeyboardInterrupt | SystemExit):
+            return at
+        seen.add(id(at))
+        at = at.__cause__ or at.__context__
+    return None
+
+
 #: What programs say of the same lacks, in the C locale (strerror(3)); EAGAIN's text, too, comes from forks.
 _WORDS = {
     "No space left on device": errno.ENOSPC,

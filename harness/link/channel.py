@@ -316,12 +316,13 @@ class Channel:
 
     def _forget(self, flight: Flight) -> None:
         """Give a request up.  A frame that was begun has to be completed all the same.  Lock held."""
-        if self._flights.pop(flight.id, None) is None:
+        if flight.id not in self._flights:
             return
         if len(flight.unsent) == flight.size and flight in self._out:
             self._out.remove(flight)
         else:
             self._abandoned.add(flight.id)
+        del self._flights[flight.id]  # last: a signal may end this between any two steps
 
 
 def broken(flight: Flight) -> ChannelBroken:

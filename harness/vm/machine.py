@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from harness.errors import BadInput, named_exhaustion
+from harness.errors import BadInput, interruption, named_exhaustion
 from harness.vm.accel import AcceleratorVerdict, choose_accelerator
 from harness.vm.capture import capture_device_state, save_state
 from harness.vm.console import Console
@@ -113,7 +113,8 @@ class Machine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends QEMU and gives everything back."""
-        self._teardown(keep=self._keep or isinstance(error, Exception))
+        failed = isinstance(error, Exception) and interruption(error) is None
+        self._teardown(keep=self._keep or failed)
 
     @property
     def state(self) -> MachineState:

@@ -6,6 +6,7 @@
 and the checksum of the RAM, which is compared every time a machine starts from it.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -78,7 +79,8 @@ class Snapshot:
         """
         if not self.extents:
             return
-        with self._opened() as fd, mmap.mmap(fd, self.ram_bytes, prot=mmap.PROT_READ) as stored:
+        with self._opened() as fd:
+            stored = mmap.mmap(fd, self.ram_bytes, prot=mmap.PROT_READ)
             view = memoryview(stored)
             try:
                 found = xxhash.xxh3_128(view).hexdigest()
@@ -88,6 +90,10 @@ class Snapshot:
                     ram.load(extent.gpa, view[extent.offset : extent.offset + extent.length])
             finally:
                 view.release()
+                # What stopped a copy still holds the part of it: that goes with the error, which must not
+                # give way to a complaint about it.
+                with contextlib.suppress(BufferError):
+                    stored.close()
 
     def rewind(self, ram: GuestRam) -> None:
         """Put the RAM back into a stopped machine that has run since.

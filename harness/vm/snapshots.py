@@ -44,6 +44,13 @@ class SnapshotStore:
         """Return those in `harness.images.cache_root`."""
         return cls(Store.default(), progress or SilentProgress())
 
+    def held(self) -> dict[Path, int]:
+        """Return the folder of every snapshot and the bytes it takes."""
+        return {
+            folder: sum(file.stat().st_size for file in folder.iterdir())
+            for folder in self.store.entries(_KIND)
+        }
+
     def slot(self, spec: MachineSpec, accelerator: str, qemu: Qemu) -> "Slot":
         """Return the place of the snapshot of this machine.
 
@@ -116,10 +123,7 @@ class Slot:
 
     def _prune(self) -> None:
         """Make room by what was used longest ago."""
-        sizes = {
-            folder: sum(file.stat().st_size for file in folder.iterdir())
-            for folder in self.owner.store.entries(_KIND)
-        }
+        sizes = self.owner.held()
         oldest = sorted(sizes, key=lambda folder: folder.stat().st_mtime)
         total = sum(sizes.values())
         for folder in oldest:

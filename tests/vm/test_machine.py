@@ -99,7 +99,7 @@ def test_a_machine_boots_talks_and_leaves_nothing(
         with pytest.raises(BadInput, match=re.escape("ports: org.iobmd.link")):
             machine.port("nope")
         assert "Linux version" in machine.console.text()
-        assert machine.console.raw() == (machine.workdir / "console.log").read_bytes()
+        assert (machine.workdir / "console.log").read_bytes().startswith(machine.console.raw())
         assert machine.console.panic is None
         pid, workdir = machine.pid, machine.workdir
         assert f"iobmd-vm-{os.getpid()}-" in workdir.name

@@ -60,6 +60,16 @@ def test_every_recipe_is_listed_with_its_state(monkeypatch, tmp_path):
     found = {finding.name: finding.text for finding in doctor.examine()}
     assert found["debian-6.1-cloud"].startswith("not cached yet")
     assert "debian-6.12" in found
+    assert found["snapshots"].startswith("none yet")
+
+
+def test_snapshots_are_counted(monkeypatch, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / "snapshots" / name).mkdir(parents=True)
+        (tmp_path / "snapshots" / name / "ram").write_bytes(bytes(1 << 20))
+    monkeypatch.setenv("IOBMD_CACHE", str(tmp_path))
+    found = {finding.name: finding.text for finding in doctor.examine()}
+    assert found["snapshots"].startswith("2 of guests that have booted, 2 MiB")
 
 
 def test_a_small_disk_is_missing_space(monkeypatch, tmp_path):

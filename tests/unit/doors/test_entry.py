@@ -183,3 +183,42 @@ def test_reports_do_not_pile_up(monkeypatch, tmp_path):
 def test_the_exit_code_is_the_kinds(door, error, code, tmp_path):
     assert door(error) == code
     assert not (tmp_path / "cache" / "bugs").exists()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)], ids=["ctrl-c", "sigterm"])
+def test_what_fails_while_everything_is_ended_does_not_hide_why(door, stop, tmp_path):
+    try:
+        try:
+            raise stop
+        finally:
+            raise GuestFailure("noise on the way out")
+    except GuestFailure as error:
+        late = error
+    if isinstance(stop, SystemExit):
+        with pytest.raises(SystemExit) as caught:
+            door(late)
+        assert caught.value.code == 143
+    else:
+        assert door(late) == 130
+    assert not (tmp_path / "cache" / "bugs").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_that_hangs_is_cut_short(number):
+    script = (
+        "import os, time\n"
+        "from harness import cli, entry\n"
+        "def hang():\n"
+        "    try:\n"
+        "        os.write(1, b'.'); time.sleep(60)\n"
+        "    finally:\n"
+        "        time.sleep(60)\n"
+        "cli.main = hang\n"
+        "entry._ORDERLY_SECONDS = 0.3\n"
+        "entry.main()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    process.stdout.read(1)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + number

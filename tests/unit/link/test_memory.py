@@ -11,26 +11,15 @@ import threading
 import pytest
 
 from harness.errors import BadInput
-from harness.link import PROT_NONE, PROT_READ, PROT_WRITE, GuestOSError, Nr, Process
+from harness.link import PROT_NONE, PROT_READ, PROT_WRITE, GuestOSError, Nr
 from harness.link.link import Link
 
 PAGE = mmap.PAGESIZE
 
 
-class Alone(Process):
-    """The agent on this host."""
-
-    operation_timeout = 10.0
-
-    def __init__(self, link):
-        super().__init__()
-        self.link = link
-        self.hello = link.hello()
-
-
 @pytest.fixture
-def process(agent, link_layouts):
-    return Alone(Link(agent.socket, link_layouts, agent.check))
+def process(agent, link_layouts, on_host):
+    return on_host(Link(agent.socket, link_layouts, agent.check))
 
 
 def efault():

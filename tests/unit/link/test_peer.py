@@ -14,24 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.link import Nr, Peer, PeerDied, PeerNotStarted, Process, RequestMalformed, cstring
+from harness.link import Nr, Peer, PeerDied, PeerNotStarted, RequestMalformed, cstring
 from harness.link.frames import Decoder
 from harness.link.link import Link
 
 
-class Parent(Process):
-    """The agent, without a guest around it."""
-
-    operation_timeout = 10.0
-
-    def __init__(self, link):
-        super().__init__()
-        self.link = link
-        self.hello = link.hello()
-
-
 @pytest.fixture
-def parent(agent_build, link_layouts):
+def parent(agent_build, link_layouts, on_host):
     ours, theirs = socket.socketpair()
     with ours, theirs:
         fd = theirs.fileno()
@@ -41,7 +30,7 @@ def parent(agent_build, link_layouts):
             process = subprocess.Popen(argv, pass_fds=[fd, guest.fileno()])
             theirs.close()
             try:
-                parent = Parent(Link(ours, link_layouts, lambda: None))
+                parent = on_host(Link(ours, link_layouts, lambda: None))
                 parent.socket = host
                 yield parent
             finally:

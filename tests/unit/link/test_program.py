@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import BadInput, GuestFailure
-from harness.link import Nr, Process, Program, ProgramNotStarted, RequestMalformed, RequestRefused
+from harness.link import Nr, Program, ProgramNotStarted, RequestMalformed, RequestRefused
 from harness.link.link import Link
 from harness.link.program import new_ticket
 
@@ -24,19 +24,8 @@ ECHO = ["/bin/cat"]
 TELL_AND_WAIT = ["/bin/sh", "-c", 'read line; echo "got $line"; exec sleep 100']
 
 
-class Parent(Process):
-    """The agent, without a guest around it."""
-
-    operation_timeout = 10.0
-
-    def __init__(self, link):
-        super().__init__()
-        self.link = link
-        self.hello = link.hello()
-
-
 @pytest.fixture
-def parent(agent_build, link_layouts):
+def parent(agent_build, link_layouts, on_host):
     ours, theirs = socket.socketpair()
     port, guest = socket.socketpair()
     with ours, theirs, port, guest:
@@ -44,7 +33,7 @@ def parent(agent_build, link_layouts):
         process = subprocess.Popen(argv, pass_fds=[theirs.fileno(), guest.fileno()])
         theirs.close()
         try:
-            parent = Parent(Link(ours, link_layouts, lambda: None))
+            parent = on_host(Link(ours, link_layouts, lambda: None))
             port.settimeout(10)
             parent.port = port
             parent.guest_end = guest

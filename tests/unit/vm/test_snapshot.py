@@ -309,3 +309,19 @@ def test_a_lack_of_descriptors_is_no_damage(store, parts, ram, monkeypatch, at) 
         slot.find()
     monkeypatch.undo()
     assert slot.find() == made
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOMEM, "no memory"), KeyboardInterrupt(), SystemExit(143)])
+def test_what_stops_the_filling_is_what_is_told(ram, tmp_path, monkeypatch, error) -> None:
+    """The mapping it copies from cannot be closed under the copy that was stopped."""
+    ram.write(0, b"x" * PAGE)
+    snapshot = stored(tmp_path, ram)
+
+    def stop(fd: int, data: memoryview, offset: int) -> int:  # noqa: ARG001
+        raise error
+
+    with memory() as other:
+        monkeypatch.setattr("os.pwrite", stop)
+        with pytest.raises(type(error)) as caught:
+            snapshot.fill(other)
+    assert caught.value is error
