@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 
 import pytest
 
-from harness.errors import GuestFailure
+from harness.errors import FailureKind, GuestFailure
 from harness.images import GuestImage
 from harness.iokit import IOKit
 from harness.link import Guest
@@ -42,10 +42,9 @@ from harness.pytest_plugin.asked import (
 )
 from harness.pytest_plugin.attribution import current
 from harness.pytest_plugin.kept import keep
-from harness.pytest_plugin.kinds import note_kind
+from harness.pytest_plugin.kinds import error_of, note_kind
 from harness.pytest_plugin.runs import KEEP_RUNS
 from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, lines, seats_of, taken
-from harness.pytest_plugin.watch import acquaint
 from harness.pytest_plugin.workers import capped
 from harness.vm import Machine
 
@@ -220,6 +219,10 @@ def pytest_runtest_makereport(
         if item.config.getoption("--keep-vm"):
             seats[0].call_sick("it was kept")
             keep(item.config, seats[0].guest, seats[0].sections, item.nodeid)
+        named = error_of(call.excinfo.value if call.excinfo is not None else None)
+        if isinstance(named, GuestFailure) and named.kind is not FailureKind.KERNEL_TAINTED:
+            for seat in seats:
+                seat.give_up(named)
     return report
 
 
@@ -239,7 +242,6 @@ def _seated(config: pytest.Config, image: GuestImage, role: Role) -> Iterator[Se
         with in_its_own_words():
             started = stack.enter_context(make_guest(options, image, progress(config)))
         with in_its_own_words():
-            acquaint(started)
             looked_at = config.getoption("--keep-vm") or config.getoption("--dump-on-failure")
             kernel = config.stash[_KERNEL]
             seat = Seat(role, started, kernel, snapshots=options.snapshot, looked_at=looked_at)

@@ -121,6 +121,7 @@ class Guest(Process):
         machine: QEMU; the same object over every `restore`.
         link: to the agent; another one after a `restore`.
         hello: who answered.
+        on_load: called with the object file of every module that `load_module` has loaded.
     """
 
     machine: Machine
@@ -140,6 +141,7 @@ class Guest(Process):
         self.vitals = Vitals()
         self.wait_as(Deadlines(scale=self.options.timeout_scale))
         self._diagnose = diagnose
+        self.on_load: Callable[[bytes], None] | None = None
         self._snapshots = snapshots
         self._origin: Origin | None = None
         self._starts: list[Start] = []
@@ -276,6 +278,8 @@ class Guest(Process):
             self.syscall(Nr.FINIT_MODULE, fd, cstring(params), 0, what="load module")
         finally:
             self.close(fd)
+        if self.on_load is not None:
+            self.on_load(ko)
 
     def unload_module(self, name: str) -> None:
         """Unload a kernel module; one in use is GuestOSError EAGAIN or EBUSY, nothing is waited for."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from harness.errors import FailureKind, GuestFailure, HarnessError
+from harness.errors import FailureKind, GuestFailure
 from harness.forensics import KernelTainted, Splat
-from harness.pytest_plugin.kinds import NAMED, PROPERTY
+from harness.pytest_plugin.kinds import NAMED, PROPERTY, error_of
 from harness.pytest_plugin.seat import Seat, seats_of, take_late
 from harness.pytest_plugin.watch import Trouble
 
@@ -154,17 +154,10 @@ def _examine(
     """Look at every guest of the test, and keep what is found."""
     for seat in seats_of(item):
         if seat in ended:
-            found = seat.ended(ask=not isinstance(_guests_own(error), GuestFailure))
+            found = seat.ended(ask=not isinstance(error_of(error), GuestFailure))
         else:
             found = seat.watch.look()
         blame.note(phase, seat, found)
-
-
-def _guests_own(error: BaseException | None) -> BaseException | None:
-    """The error under what `in_its_own_words` made of it."""
-    while error is not None and not isinstance(error, HarnessError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _died_as_wanted(blame: Blame, error: BaseException) -> bool:

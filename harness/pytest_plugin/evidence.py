@@ -24,7 +24,6 @@ from harness.pytest_plugin import repeat, runs
 from harness.pytest_plugin.attribution import blame_of
 from harness.pytest_plugin.kinds import kind_of
 from harness.pytest_plugin.seat import Seat
-from harness.pytest_plugin.watch import lines_of
 from harness.vm import Console
 
 _CONSOLE_TAIL = 40
@@ -142,7 +141,7 @@ def _keep(
 
 def _keep_last_words(kept: Kept, prefix: str, seat: Seat) -> None:
     seat.call_sick("it was asked for backtraces")
-    kept.put(f"{prefix}hang.txt", lambda: hang_report(seat.guest, lines_of(seat.guest)))
+    kept.put(f"{prefix}hang.txt", lambda: hang_report(seat.guest, seat.watch.names.lines))
 
 
 def _keep_guest(kept: Kept, prefix: str, seat: Seat) -> None:

@@ -78,8 +78,8 @@ class Keeper:
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, self._done)
             self._guest.machine.qmp.execute("stop")
+            stack.callback(self._let_go)
             gdb.serve(self._guest, self.gdb)
-            stack.callback(self._leave_gdb)
             stack.enter_context(_listening(self.control, self._answer))
             stack.enter_context(_listening(self.qmp, self._relay))
             yield
@@ -117,9 +117,11 @@ class Keeper:
             ("go on", f"{here} end"),
         )
 
-    def _leave_gdb(self) -> None:
-        with contextlib.suppress(HarnessError):
-            gdb.leave(self._guest)
+    def _let_go(self) -> None:
+        """Fixtures may still have something to do in the guest, where it can run."""
+        for step in (lambda: gdb.leave(self._guest), lambda: self._guest.machine.qmp.execute("cont")):
+            with contextlib.suppress(HarnessError):
+                step()
 
     def _answer(self, line: socket.socket) -> None:
         """One request of ``iobmd attach``."""

@@ -9,13 +9,15 @@ restored before every test that asks.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import statistics
 from collections.abc import Iterable, Iterator
 from enum import Enum
 
 import pytest
 
-from harness.errors import GuestFailure, HarnessError
+from harness.errors import FailureKind, GuestFailure, HarnessError
 from harness.forensics.evidence import hold_when_it_ends
 from harness.forensics.gdb import module_sections
 from harness.link import Guest, Start, StartKind
@@ -24,6 +26,14 @@ from harness.vm import Console
 
 ATTEMPTS = 3
 """Restores in a row that may fail before the session is given up."""
+
+_ANSWER_SECONDS = 0.4
+_HANGING = (
+    FailureKind.KERNEL_HUNG,
+    FailureKind.AGENT_DEAD,
+    FailureKind.QEMU_STUCK,
+    FailureKind.GUEST_FAILED,
+)
 
 _WAYS = {
     StartKind.REWOUND: "in place",
@@ -118,8 +128,21 @@ class Seat:
             ask: the guest is believed to answer.
         """
         trouble = self.watch.end(ask=ask)
-        self._found = self._found or trouble.died
+        if trouble.died is not None:
+            self.give_up(trouble.died)
         return trouble
+
+    def give_up(self, found: HarnessError) -> None:
+        """The guest is beyond answering: whoever goes on asking is to be told so at once.
+
+        Args:
+            found: what is wrong with it. Where it is one that merely hangs, its QEMU is ended: every further
+                question would wait for its whole deadline.
+        """
+        self._found = self._found or found
+        if found.kind in _HANGING and not self._answers():
+            with contextlib.suppress(OSError):  # it has ended by itself
+                os.kill(self.guest.machine.pid, signal.SIGKILL)
 
     def call_sick(self, why: str) -> None:
         """No test is to meet the guest as it is now."""
@@ -144,6 +167,12 @@ class Seat:
         if trouble:
             self.late.append((self.used_by, trouble))
             self.call_sick(trouble.title)
+
+    def _answers(self) -> bool:
+        try:
+            return self.guest.link.answers(_ANSWER_SECONDS)
+        except HarnessError:
+            return True  # that was quick
 
     def _dead(self) -> HarnessError | None:
         try:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import HarnessError
-from harness.forensics import LineTable, Splat, Symbols, Taint, deduplicated, splats
+from harness.forensics import Splat, Taint, deduplicated, splats
 from harness.forensics.marks import Marks, arrived
+from harness.pytest_plugin.names import Names
 
 if TYPE_CHECKING:
     from harness.link import Guest
@@ -101,9 +102,13 @@ class Watch:
 
     Args:
         guest: started; its agent answers.
+
+    Attributes:
+        names: for the guest's addresses.
     """
 
     def __init__(self, guest: Guest) -> None:
+        self.names = Names(guest)
         self._guest = guest
         self._marks = Marks(guest)
         self._number = 0
@@ -174,6 +179,7 @@ class Watch:
         self._console = self._guest.machine.console
         self._seen = self._began = self._console.mark()
         self._generation = self._guest.generation
+        self.names.renew()
         self._taint = self._clean or _NONE
         self._shows_marks = True
 
@@ -234,24 +240,8 @@ class Watch:
         text = _MARK_LINES.sub("", text)
         found = _faults(splats(text))
         if found:
-            found = _faults(splats(text, lines=lines_of(self._guest)))
+            found = _faults(splats(text, lines=self.names.lines))
         return Trouble(found, fresh & ~_NO_TROUBLE, text, died)
-
-
-def lines_of(guest: Guest) -> LineTable | None:
-    """Source lines of the guest's module; None where its debug information cannot be read."""
-    try:
-        return LineTable.of(guest.image.module.ko_debug)
-    except HarnessError:
-        return None
-
-
-def acquaint(guest: Guest) -> None:
-    """Learn the names of the guest's addresses while it answers; for the day it does not."""
-    try:
-        Symbols.of(guest)
-    except HarnessError:
-        return  # evidence will be poorer; whatever is wrong shows by itself
 
 
 def _faults(found: tuple[Splat, ...]) -> tuple[Splat, ...]:

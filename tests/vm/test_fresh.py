@@ -145,7 +145,8 @@ def shows(guest, oracle, clean):
 
 
 TRACES = [descriptors, page_type, memory, open_files, files, sysctl, peer, killed_peer, module]
-DEATHS = [panic, quit_qemu, killed_qemu]
+WANTED = pytest.mark.expect_oops("sysrq triggered crash")
+DEATHS = [pytest.param(panic, marks=WANTED), quit_qemu, killed_qemu]
 SILENCES = [stopped, stuck]
 
 
@@ -424,6 +425,7 @@ def test_a(guest, iobmd):
     SEEN.update(fd=guest.open("/tmp/mine"), nonce=guest.hello.boot_nonce, pid=guest.machine.pid)
 
 
+@pytest.mark.expect_oops("sysrq triggered crash")
 def test_b(fresh_machine, fresh_guest, iobmd, oracle):
     assert fresh_machine.pid != SEEN["pid"]
     assert iobmd.process is fresh_guest

@@ -68,13 +68,14 @@ class FakeGuest:
         self.files: set[str] = set()
         self.dead = self.silent = False
         self.taint = Taint.OOT_MODULE
+        self.link = SimpleNamespace(answers=lambda _: not self.silent)
         self.deadlines = SimpleNamespace(scale=1.0)
         self.ssh = object()
         self.broken_restores = 0
         self.hello = SimpleNamespace(release=RELEASES[image.kernel.label])
         self.machine = SimpleNamespace(
             console=Console(), check=self._check, qemu_version="7.2",
-            workdir=Path(tempfile.mkdtemp()),
+            pid=1 << 22, workdir=Path(tempfile.mkdtemp()),
             command=lambda: f"qemu {self.number}", repro_command=lambda: "qemu by hand",
             accelerator=SimpleNamespace(name="tcg", reason="no /dev/kvm"),
         )  # fmt: skip
@@ -152,7 +153,7 @@ def install(memory_mib: int | None = None) -> Callable[[], None]:
         (plugin, "make_guest", lambda options, image, _: FakeGuest(options, image)),
         (plugin, "prepare", image),
         (plugin, "IOKit", FakeIOKit),
-        (plugin, "acquaint", lambda _: None),
+        (watch, "Names", lambda _: SimpleNamespace(lines=None, renew=lambda: None)),
         (watch, "Marks", FakeMarks),
         (asked, "prepare_kernel", lambda selector, _: SimpleNamespace(release=RELEASES[selector.recipe])),
     ]
