@@ -103,6 +103,20 @@ class Probes:
 
         return self._ask("ping", "Does the agent answer?", ask)
 
+    def behind(self, seconds: float) -> Sign:
+        """Whether the agent echoes once it has been sent as much as a frame can hold.
+
+        Raises:
+            GuestFailure: the machine turned out to be dead.
+        """
+
+        def ask() -> tuple[str, Sign]:
+            if self.guest.link.answers_behind(seconds * self.scale):
+                return "yes", Sign.LIFE
+            return f"silence for {seconds * self.scale:.2g} s", Sign.SILENCE
+
+        return self._ask("ping behind a megabyte", "Does the agent wait for the rest of a frame?", ask)
+
     def clock(self) -> Sign:
         """Whether the kernel's clock has gone on since the first probe, or does so now."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from harness.deadlines import Deadlines
 from harness.errors import BadInput, named_exhaustion
 from harness.images import GuestImage, SilentProgress
-from harness.link.errors import RequestTimedOut
+from harness.link.errors import AgentDead, OperationTimedOut, RequestTimedOut
 from harness.link.link import Hello, Link
 from harness.link.origin import Origin
 from harness.link.peer import PEER_PORT_NAME, Peer
@@ -372,7 +372,19 @@ class Guest(Process):
     def _refine_peer(self, error: RequestTimedOut) -> Exception:
         error.agent_answers = None  # it is the peer that was asked
         error.observed = "the peer process is silent"
-        return self._refine(error)
+        found = self._refine(error)
+        if not isinstance(found, OperationTimedOut):
+            return found
+        dead = AgentDead(
+            error.summary,
+            agent_answers=True,
+            observed="the peer process is silent, and the agent that started it answers",
+            hint="it was stopped, or loops; /proc/PID/stat in the guest tells, and guest.peer.kill() ends it",
+            evidence=error.evidence,
+        )
+        dead.probes = found.probes
+        dead.__cause__ = error
+        return dead
 
     def _close_ssh(self) -> None:
         if self._ssh is not None:

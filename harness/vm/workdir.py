@@ -29,9 +29,9 @@ for folder in "$1"/iobmd-vm-"$2"-*; do
     if [ -e "$folder/owner.lock" ]; then rm -rf -- "$folder"; else rmdir -- "$folder"; fi
 done
 for half in "$3"/*/.tmp.*; do
-    [ -d "$half" ] || continue
     kind=${half%/.tmp.*}
-    flock --nonblock "$3/locks/${kind##*/}.${half##*/.tmp.}" rm -rf -- "$half"
+    lock=$3/locks/${kind##*/}.${half##*/.tmp.}
+    if [ -d "$half" ] && [ -e "$lock" ]; then flock --nonblock "$lock" rm -rf -- "$half"; fi
 done
 """
 

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 
 from elftools.elf.elffile import ELFFile
 from fault_table import DEADLINE, HANG_SECONDS, PANIC_SECONDS
-from stage import Stage, fault
+from stage import Stage, fault, until
 
 from harness.errors import FailureKind
 from harness.link import Guest, In, Nr, Out, cstring
+from harness.link.link import PendingCall
 
 _DEAD = FailureKind.AGENT_DEAD
 _TIMED_OUT = FailureKind.OPERATION_TIMED_OUT
@@ -27,14 +28,14 @@ _PROT_RW, _PRIVATE_ANONYMOUS, _POPULATE = 3, 0x22, 0x8000
 @fault("agent", "an infinite loop in the agent", _DEAD, HANG_SECONDS)
 def agent_loops(stage: Stage) -> None:
     """Its reading of the port becomes an instruction that jumps to itself."""
-    with _patched(stage, "frame_send", b"\xeb\xfe") as guest, stage.injection():
-        guest.link.ping(timeout=DEADLINE)
+    with _patched(stage, "frame_send", b"\xeb\xfe") as reply, stage.injection():
+        reply.wait(DEADLINE)
 
 
 @fault("agent", "the agent crashes: it is init, so the kernel panics", _PANICKED, PANIC_SECONDS)
 def agent_crashes(stage: Stage) -> None:
-    with _patched(stage, "frame_send", b"\x0f\x0b") as guest, stage.injection():
-        guest.link.ping(timeout=30.0)
+    with _patched(stage, "frame_send", b"\x0f\x0b") as reply, stage.injection():
+        reply.wait(30.0)
 
 
 @fault(
@@ -66,8 +67,8 @@ def agent_frozen(stage: Stage) -> None:
 def agent_deadlocks(stage: Stage) -> None:
     """What sends a reply begins with a wait for itself: pause() in place of the function."""
     code = b"\xb8\x22\x00\x00\x00\x0f\x05\xeb\xf7"  # mov $34 (pause), %eax; syscall; jmp to the start
-    with _patched(stage, "frame_send", code) as guest, stage.injection():
-        guest.link.ping(timeout=DEADLINE)
+    with _patched(stage, "frame_send", code) as reply, stage.injection():
+        reply.wait(DEADLINE)
 
 
 @fault(
@@ -108,6 +109,8 @@ def peer_stopped(stage: Stage) -> None:
     with stage.guest() as guest:
         peer = guest.peer
         guest.syscall(Nr.KILL, peer.hello.pid, signal.SIGSTOP, what="kill")
+        stat = f"/proc/{peer.hello.pid}/stat"
+        until(lambda: b") T " in guest.read_file(stat), PANIC_SECONDS, "the process does not stop")
         with stage.injection():
             peer.link.ping(timeout=DEADLINE)
 
@@ -125,14 +128,12 @@ def peer_takes_all_memory(stage: Stage) -> None:
 
 
 @contextmanager
-def _patched(stage: Stage, function: str, code: bytes) -> Iterator[Guest]:
-    """A guest whose agent executes *code* where one of its functions began."""
+def _patched(stage: Stage, function: str, code: bytes) -> Iterator[PendingCall]:
+    """Let an agent execute *code* where one of its functions began; yields the answer to that."""
     with stage.guest() as guest:
         address = _address(guest, function)
         fd = guest.open("/proc/self/mem", os.O_RDWR)
-        # The reply to this call is sent by the changed agent already.
-        guest.link.start(Nr.PWRITE64, fd, In(code), len(code), address)
-        yield guest
+        yield guest.link.start(Nr.PWRITE64, fd, In(code), len(code), address)
 
 
 def _address(guest: Guest, function: str) -> int:

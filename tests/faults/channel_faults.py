@@ -107,6 +107,8 @@ _BOTH: dict[str, Callable[[Protocol], bytes]] = {
     "nothing but magics": _magics_only,
     "a header that is cut off": _cut_header,
 }
+SOUND_GARBAGE = _BOTH
+"""What is no frame in either direction."""
 _TO_GUEST = {
     **_BOTH,
     "a frame longer than any may be": _too_long,
@@ -126,7 +128,7 @@ def _towards_guest(make: Callable[[Protocol], bytes]) -> Callable[[Stage], None]
         with stage.guest() as guest, _under_way(guest) as waiting:
             data = make(guest.link.protocol)
             with stage.injection():
-                _send(guest, data)
+                send(guest, data)
                 # What could still become a frame is known to be none when the next one comes.
                 guest.link.submit(guest.link.protocol.ping)
                 waiting.wait(30.0)
@@ -164,7 +166,7 @@ def promised_to_guest(stage: Stage) -> None:
     """What is asked next is taken for the payload.  The stream goes on behind as much as was promised."""
     with stage.guest() as guest, stage.injection():
         promised = _frame(guest.link.protocol, length=4096)
-        _send(guest, promised)
+        send(guest, promised)
         guest.link.syscall(Nr.GETPID, timeout=DEADLINE)
 
 
@@ -192,8 +194,8 @@ def port_shut(stage: Stage) -> None:
         guest.link.ping(timeout=30.0)
 
 
-def _send(guest: Guest, data: bytes) -> None:
-    """Past the link, into the same socket."""
+def send(guest: Guest, data: bytes) -> None:
+    """Write past the link, into the same socket."""
     port, view = guest.machine.port(_PORT), memoryview(data)
     while view:
         select.select([], [port], [], 30.0)

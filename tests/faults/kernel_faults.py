@@ -82,11 +82,6 @@ def spin(stage: Stage) -> None:
     stage.break_by("spin")
 
 
-@fault("kernel", "spins with interrupts on, one of two processors", _TIMED_OUT, HANG_SECONDS)
-def spin_beside_another(stage: Stage) -> None:
-    stage.break_by("spin", cpus=2)
-
-
 @fault("kernel", "loops and lets others run", _TIMED_OUT, HANG_SECONDS)
 def spin_politely(stage: Stage) -> None:
     stage.break_by("spin-politely")

@@ -5,7 +5,6 @@
  * For tests only.  What a word does not end comes back as the result of the
  * write, so a fault that turned out harmless shows.
  */
-#include <linux/bottom_half.h>
 #include <linux/completion.h>
 #include <linux/delay.h>
 #include <linux/fs.h>
@@ -16,6 +15,7 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/preempt.h>
 #include <linux/printk.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
@@ -33,7 +33,8 @@
 #define DEPTH 4096
 #define IOC_PANIC _IO('f', 1)
 
-static DEFINE_SPINLOCK(lock);
+/* Raw: the others sleep on a realtime kernel. */
+static DEFINE_RAW_SPINLOCK(lock);
 static DEFINE_MUTEX(mutex);
 static unsigned long left_combined;
 
@@ -89,15 +90,15 @@ static int do_spin_deaf(void)
 
 static int do_lock_twice(void)
 {
-	spin_lock(&lock);
-	spin_lock(&lock);
+	raw_spin_lock(&lock);
+	raw_spin_lock(&lock);
 	return 0;
 }
 
 static int do_lock_twice_deaf(void)
 {
-	spin_lock_irq(&lock);
-	spin_lock_irq(&lock);
+	raw_spin_lock_irq(&lock);
+	raw_spin_lock_irq(&lock);
 	return 0;
 }
 
@@ -120,11 +121,11 @@ static int do_halt(void)
 	return 0;
 }
 
+/* The scheduler complains and sets the count right: nothing to enable then. */
 static int do_sleep_atomic(void)
 {
-	local_bh_disable();
+	__preempt_count_add(PREEMPT_OFFSET);
 	schedule_timeout_uninterruptible(1);
-	local_bh_enable();
 	return 0;
 }
 
@@ -136,14 +137,24 @@ static int do_hang(void)
 	return 0;
 }
 
-/* Longer than the watchdog of a test bears; then everything is well again. */
-static int do_stall(void)
+/* For a while nobody else gets this processor; then everything is well. */
+static int stall(unsigned int milliseconds)
 {
 	preempt_disable();
-	for (int i = 0; i < 2000; i++)
+	for (unsigned int i = 0; i < milliseconds; i++)
 		mdelay(1);
 	preempt_enable();
 	return 0;
+}
+
+static int do_stall(void)
+{
+	return stall(2000);
+}
+
+static int do_stall_long(void)
+{
+	return stall(3500);
 }
 
 static int do_out_of_memory(void)
@@ -251,6 +262,7 @@ static const struct {
 	{ "stack-overflow", do_stack_overflow },
 	{ "stack-smash", do_stack_smash },
 	{ "stall", do_stall },
+	{ "stall-long", do_stall_long },
 	{ "triple-fault", do_triple_fault },
 	{ "warn", do_warn },
 };
