@@ -219,14 +219,10 @@ def pytest_runtest_makereport(
     report = yield
     note_kind(item, call, report)
     if report.failed and seats:
-        evidence.attach(item, call, report, seats)
-        if item.config.getoption("--keep-vm"):
-            seats[0].call_sick("it was kept")
-            keep(item.config, seats[0].guest, seats[0].sections, item.nodeid)
-        named = error_of(call.excinfo.value if call.excinfo is not None else None)
-        if isinstance(named, GuestFailure) and named.kind is not FailureKind.KERNEL_TAINTED:
-            for seat in seats:
-                seat.give_up(named)
+        try:
+            _look_closer(item, call, report, seats)
+        except KeyboardInterrupt:  # the failure is to be told all the same
+            item.session.shouldstop = "Ctrl-C while the evidence of a failure was kept"
     return report
 
 
@@ -236,6 +232,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"iobmd: {capped(config)}")
     for line in lines(config):
         terminalreporter.write_line(f"iobmd: {line}")
+
+
+def _look_closer(
+    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, seats: tuple[Seat, ...]
+) -> None:
+    """Keep what there is of a failure, the guest itself if that is wanted; then let go of what hangs."""
+    evidence.attach(item, call, report, seats)
+    if item.config.getoption("--keep-vm"):
+        seats[0].call_sick("it was kept")
+        keep(item.config, seats[0].guest, seats[0].sections, item.nodeid)
+    named = error_of(call.excinfo.value if call.excinfo is not None else None)
+    if isinstance(named, GuestFailure) and named.kind is not FailureKind.KERNEL_TAINTED:
+        for seat in seats:
+            seat.give_up(named)
 
 
 @contextlib.contextmanager

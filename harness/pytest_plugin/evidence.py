@@ -78,15 +78,16 @@ def attach(
     """
     for seat in seats:
         _let_it_finish(seat.guest.machine.console)
+    # Before a guest that hangs is asked for backtraces, which it prints on its console.
+    heard = [seat.watch.said().splitlines()[-_CONSOLE_TAIL:] for seat in seats]
     error = call.excinfo.value if call.excinfo is not None else None
     kind = kind_of(error)
     kept = _keep(item, call.when, str(error or ""), kind, seats)
     trouble = blame_of(item).trouble(call.when)
     if trouble and trouble.render() not in str(error):
         report.sections.append(("iobmd: what the kernel complained about", trouble.render()))
-    for seat in seats:
+    for seat, said in zip(seats, heard, strict=True):
         which = "" if len(seats) == 1 else f" ({seat.role.value} guest)"
-        said = seat.watch.said().splitlines()[-_CONSOLE_TAIL:]
         text = "\n".join(said) or "(the kernel said nothing during this test)"
         report.sections.append((f"iobmd: console of this test{which}", text))
     again = [f"repeat with: {repeat.command(item)}"]

@@ -10,7 +10,6 @@ import select
 import shlex
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -95,10 +94,7 @@ class Keeper:
             What ended it.
         """
         readers = [self._done] + ([keyboard] if keyboard is not None else [])
-        try:
-            ready, _, _ = select.select(readers, [], [], seconds)
-        except KeyboardInterrupt:
-            return "Ctrl-C"
+        ready, _, _ = select.select(readers, [], [], seconds)
         if keyboard in ready and keyboard is not None:
             os.read(keyboard, 1 << 12)
             return "Enter"
@@ -192,25 +188,30 @@ def keep(config: pytest.Config, guest: Guest, sections: dict[str, int], test: st
         sections: of its module, for gdb.
         test: its id.
     """
-    keyboard = 0
     with _terminal(config):
-        watched = os.isatty(keyboard)
-        limit = config.getoption("--keep-seconds")
-        seconds: float | None = limit if limit is not None or watched else UNWATCHED_SECONDS
-        keeper = Keeper(guest, sections)
         try:
-            with keeper.serving():
-                _say(f"iobmd: the guest of {test} stands still")
-                for what, command in keeper.commands():
-                    _say(f"  {what + ':':<15} {command}")
-                until = ["Enter or Ctrl-C"] if watched else []
-                until += [f"{seconds:g} s are over"] if seconds is not None else []
-                _say(f"iobmd: pytest waits until {', '.join(until)}, or `end`")
-                since = time.monotonic()
-                why = keeper.wait(seconds, keyboard if watched else None)
-                _say(f"iobmd: {why}, after {time.monotonic() - since:.0f} s; pytest goes on")
+            _keep(config, guest, sections, test)
+        except KeyboardInterrupt:
+            _say("iobmd: Ctrl-C; pytest goes on")
         except (HarnessError, OSError) as error:
             _say(f"iobmd: the guest of {test} cannot be kept: {error}")
+
+
+def _keep(config: pytest.Config, guest: Guest, sections: dict[str, int], test: str) -> None:
+    keyboard = 0
+    watched = os.isatty(keyboard)
+    limit = config.getoption("--keep-seconds")
+    seconds: float | None = limit if limit is not None or watched else UNWATCHED_SECONDS
+    keeper = Keeper(guest, sections)
+    with keeper.serving():
+        _say(f"iobmd: the guest of {test} stands still")
+        for what, command in keeper.commands():
+            _say(f"  {what + ':':<15} {command}")
+        until = ["Enter or Ctrl-C"] if watched else []
+        until += [f"{seconds:g} s are over"] if seconds is not None else []
+        _say(f"iobmd: pytest waits until {', '.join(until)}, or `end`")
+        why = keeper.wait(seconds, keyboard if watched else None)
+    _say(f"iobmd: {why}; pytest goes on")
 
 
 def _say(text: str) -> None:

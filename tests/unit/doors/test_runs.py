@@ -133,6 +133,34 @@ def test_a_disk_that_fills_up_takes_only_what_does_not_fit(session, pytester):
     assert {path.name for path in folder.iterdir()} == {"error.txt", "console.log", "qemu.log"}
 
 
+INTERRUPTED = (
+    CONFTEST
+    + """
+from harness.pytest_plugin import evidence
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+evidence._let_it_finish = interrupt
+"""
+)
+
+
+def test_ctrl_c_while_evidence_is_kept_does_not_lose_the_failure(session):
+    text = "def test_bad(guest): assert 0\ndef test_next(guest): pass"
+    done = session(text, "-W", "error", conftest=INTERRUPTED, apart=True)
+    assert done.ret == pytest.ExitCode.INTERRUPTED
+    done.assert_outcomes(failed=1)
+    assert "Ctrl-C while the evidence of a failure was kept" in done.stdout.str()
+
+
+@pytest.mark.parametrize("argv", [("-n", "2"), ("-n", "auto")])
+def test_a_guest_is_not_kept_where_nobody_can_look_at_it(session, argv):
+    done = session(FAILS, "--keep-vm", *argv, apart=True)
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--keep-vm waits for you at every failure: run the tests without -n" in done.stderr.str()
+
+
 def test_evidence_that_goes_wrong_hides_nothing(session):
     text = """
         import fake_guest
