@@ -44,6 +44,15 @@ def workdir_base() -> Path:
     return Path(tempfile.gettempdir())
 
 
+def appoint_heir(base: Path | None = None) -> None:
+    """See to it that what this process makes from now on does not stay when it is killed; costs a fork once.
+
+    Args:
+        base: where its private folders go; `workdir_base` if None.
+    """
+    _HEIRS.name_one(base or workdir_base())
+
+
 class Workdir:
     """A folder that belongs to one machine.
 
@@ -66,7 +75,7 @@ class Workdir:
             self.path = given.resolve()
             return
         parent = base or workdir_base()
-        _HEIRS.name_one(parent)
+        appoint_heir(parent)
         sweep(parent)
         self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
         try:

@@ -48,7 +48,8 @@ class Census:
         marked = tuple(_marked())
         files = {pid: tuple(_files(pid)) for pid in (os.getpid(), *marked)}
         memory = (f"{pid}:{name}" for pid, names in files.items() for name in names if "/memfd:" in name)
-        found = cache.glob("*/.tmp.*") if cache is not None else ()
+        kinds = [kind for kind in cache.glob("*") if not kind.is_symlink()] if cache is not None else []
+        found = (path for kind in kinds for path in kind.glob(".tmp.*"))  # a link leads to others' entries
         return cls(
             processes=frozenset(f"{pid} {_words(pid)}" for pid in {*marked, *_children()}),
             sockets=frozenset(name for name in files[os.getpid()] if name.startswith("socket:")),

@@ -9,6 +9,7 @@ import channel_faults  # noqa: F401
 import host_faults  # noqa: F401
 import kernel_faults  # noqa: F401
 import pytest
+import qemu_faults  # noqa: F401
 import tainted_faults  # noqa: F401
 from fault_table import Fault, carry_out, dump
 from left_over import Census, left_over

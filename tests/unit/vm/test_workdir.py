@@ -96,6 +96,22 @@ def test_a_killed_process_has_an_heir_that_removes_what_is_its_own(tmp_path: Pat
         assert names == [".tmp.alive", ".tmp.strange"]
 
 
+def test_a_snapshot_that_is_being_made_does_not_outlive_its_maker(tmp_path: Path) -> None:
+    """From its first moment on, when no machine has been started yet."""
+    code = (
+        "import os, signal; from harness.vm import SnapshotStore; from harness.vm.snapshots import Slot;"
+        "Slot(SnapshotStore.default(), 'key', {}).make(lambda folder: os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    environment = {**os.environ, "IOBMD_CACHE": str(tmp_path), "TMPDIR": str(tmp_path)}
+    repository = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, env=environment, check=False)
+    assert done.returncode == -9
+    end = time.monotonic() + 5
+    while list(tmp_path.glob("snapshots/.tmp.*")):
+        assert time.monotonic() < end, list(tmp_path.glob("snapshots/*"))
+        time.sleep(0.01)  # nobody tells when an heir is done
+
+
 def test_only_the_newest_logs_are_kept(tmp_path: Path) -> None:
     for number in range(KEPT + 3):
         folder = tmp_path / f"iobmd-vm-1-{number:02}"
