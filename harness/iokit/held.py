@@ -43,7 +43,12 @@ class Held(Releasable):
         self._handle = handle
 
     def __repr__(self) -> str:
-        state = f"fd {self._handle.fd}" if self._handle.open else "released"
+        if not self._handle.open:
+            state = "released"
+        elif self._handle.stale:
+            state = "gone: its guest was restored"
+        else:
+            state = f"fd {self._handle.fd}"
         return f"<{type(self).__name__} {self._handle.label}, {state}>"
 
     def release(self) -> None:
