@@ -63,7 +63,7 @@ examples:
   iobmd ssh                                      look around; exit or Ctrl-D leaves
   iobmd ssh cat /proc/iomem                      one command
   iobmd ssh --cpus 2 'dmesg | grep -i smp'       quotes make it the guest's pipe
-  iobmd ssh --put ./probe:/root/probe /root/probe -v
+  iobmd ssh --put ./probe:/tmp/probe /tmp/probe -v
   iobmd ssh --get /tmp/log:./log 'dmesg > /tmp/log'
 """
 
