@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness import doctor
+from harness import attach, doctor, repro
 from harness.bench import door as bench
 from harness.bug import report_bug
 from harness.contract.catalogue import catalogue
@@ -46,6 +46,7 @@ examples:
   iobmd bench rpc start                    how fast, beside peers measured in the same run
   iobmd bench boot                         where the milliseconds of a boot go
   iobmd ssh dmesg                          one command in a guest, its output and exit status
+  iobmd repro results/latest/TEST          one failed test again
   iobmd doctor                             what this host can do, what is missing
 """
 
@@ -62,7 +63,7 @@ examples:
   iobmd ssh                                      look around; exit or Ctrl-D leaves
   iobmd ssh cat /proc/iomem                      one command
   iobmd ssh --cpus 2 'dmesg | grep -i smp'       quotes make it the guest's pipe
-  iobmd ssh --put ./probe:/root/probe /root/probe -v
+  iobmd ssh --put ./probe:/tmp/probe /tmp/probe -v
   iobmd ssh --get /tmp/log:./log 'dmesg > /tmp/log'
 """
 
@@ -163,7 +164,21 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--refresh", action="store_true",
                              help="look for a newer version of the recipe's kernel first")  # fmt: skip
 
+    again = commands.add_parser(
+        "repro", help="run one failed test again, on the same kernel, machine and seeds"
+    )
+    again.add_argument("folder", metavar="RESULTS_DIR", type=Path,
+                       help="what pytest printed beside the failure: results/latest/TEST")  # fmt: skip
+    again.set_defaults(run=lambda found: repro.run(found.folder, RichProgress()))
+
     bench.add_arguments(commands.add_parser("bench", help="how fast it is, beside its peers"))
+
+    kept = commands.add_parser("attach", help="look at a guest that pytest --keep-vm keeps")
+    kept.add_argument("socket", metavar="SOCKET", type=Path, help="what pytest printed")
+    kept.add_argument("words", metavar="WORD", nargs="*",
+                      help=f"{', '.join(attach.WORDS)}; after qmp its command, and arguments as JSON; "
+                      "a shell by default")  # fmt: skip
+    kept.set_defaults(run=lambda found: attach.attach(found.socket, found.words))
 
     explain = commands.add_parser("clauses", help="what a clause promises, who says so, how it is decided")
     explain.add_argument(

@@ -2,14 +2,13 @@
 """The last verdict on every clause, kept in the cache for `iobmd clauses`."""
 
 import contextlib
-import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.contract.model import Judgement, Verdict
 from harness.images import cache_root
+from harness.images.store import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -40,20 +39,17 @@ def remember(judgement: Judgement, path: Path | None = None) -> None:
         for result in judgement.results
         if result.verdict is not Verdict.UNPROVED
     }
-    text = json.dumps({name: asdict(one) for name, one in sorted(known.items())}, indent=1)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_suffix(f".{os.getpid()}.new")
-        fresh.write_text(text)
-        fresh.replace(file)
+        write_json(file, {name: asdict(one) for name, one in sorted(known.items())})
 
 
 def last_verdicts(path: Path | None = None) -> dict[str, Remembered]:
     """Return the last verdict by clause id; a missing or damaged memory is an empty one."""
+    kept = read_json(path or _file()) or {}
     try:
-        kept = json.loads((path or _file()).read_text())
         return {name: Remembered(**one) for name, one in kept.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except TypeError:
         return {}
 
 

@@ -10,8 +10,12 @@ is marked ``@pytest.mark.clause("C08")``.
 With pytest-xdist, ``-n 4`` runs four workers with guests of their own, or as many as the host has memory for.
 Tests are ordered by kernel and dealt out in that order: every worker changes to the next kernel once.
 
-A test that fails while it uses a guest leaves the guest's console, QEMU's command line and the command that
-repeats the test in the results folder (``--results``).
+The kernel's log is cut per test.  An oops, a warning or a checker's finding fails the test it came in, even
+if its asserts passed, unless ``@pytest.mark.expect_oops("regex")`` wants it; the guest is restored then.
+
+A test that fails while it uses a guest leaves what is known of the guest in ``results/latest``
+(``--results``), with ``--dump-on-failure`` its memory as well; ``iobmd repro`` runs it again from there.
+``--keep-vm`` keeps the guest itself, for gdb, a shell and QMP.
 """
 
 from __future__ import annotations
@@ -24,13 +28,13 @@ from weakref import WeakKeyDictionary
 
 import pytest
 
-from harness.errors import GuestFailure
+from harness.errors import FailureKind, GuestFailure
 from harness.images import GuestImage
 from harness.iokit import IOKit
 from harness.link import Guest
 from harness.options import add_options, make_guest, prepare
 from harness.oracle import Oracle
-from harness.pytest_plugin import evidence
+from harness.pytest_plugin import attribution, evidence
 from harness.pytest_plugin.asked import (
     in_its_own_words,
     is_worker,
@@ -40,15 +44,24 @@ from harness.pytest_plugin.asked import (
     progress,
     uncaptured,
 )
-from harness.pytest_plugin.kinds import note_kind
-from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, lines, seats_of, taken
+from harness.pytest_plugin.attribution import current
+from harness.pytest_plugin.kept import keep
+from harness.pytest_plugin.kinds import error_of, note_kind
+from harness.pytest_plugin.runs import KEEP_RUNS
+from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, gone, lines, seats_of, taken
 from harness.pytest_plugin.workers import capped
 from harness.vm import Machine
 
 if TYPE_CHECKING:
     from harness.link.ssh import Ssh
 
-pytest_plugins = ("harness.pytest_plugin.workers",)
+pytest_plugins = (
+    "harness.pytest_plugin.workers",
+    "harness.pytest_plugin.attribution",
+    "harness.pytest_plugin.runs",
+    "harness.pytest_plugin.leftovers",
+    "harness.pytest_plugin.kept",
+)
 
 _KERNEL = pytest.StashKey[str | None]()
 _ORACLES = pytest.StashKey[WeakKeyDictionary[Guest, Oracle]]()
@@ -64,7 +77,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
     group.addoption(
         "--results", metavar="DIR", type=Path, default=Path("results"),
-        help="where failing tests leave console, QEMU command line and how to repeat; default %(default)s",
+        help="where failing tests leave console, QEMU's logs and how to repeat; default %(default)s",
+    )  # fmt: skip
+    group.addoption(
+        "--keep-runs", metavar="N", type=int, default=KEEP_RUNS,
+        help="how many runs with failures stay in the results folder; default %(default)s",
+    )  # fmt: skip
+    group.addoption(
+        "--dump-on-failure", action="store_true",
+        help="keep the guest's memory of a failed test as well, as an ELF core: as large as --memory",
     )  # fmt: skip
 
 
@@ -191,13 +212,17 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keep the evidence of a failure while the guest is still there."""
-    report = yield
-    note_kind(item, call, report)
-    seats = seats_of(item)
+    seats = seats_of(item) or gone(item)
     if call.when == "setup":
         item.user_properties += evidence.properties(item, seats)
+    item.user_properties += attribution.properties(attribution.blame_of(item).trouble(call.when))
+    report = yield
+    note_kind(item, call, report)
     if report.failed and seats:
-        evidence.attach(item, call, report, seats)
+        try:
+            _look_closer(item, call, report, seats)
+        except KeyboardInterrupt:  # the failure is to be told all the same
+            item.session.shouldstop = "Ctrl-C while the evidence of a failure was kept"
     return report
 
 
@@ -209,6 +234,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"iobmd: {line}")
 
 
+def _look_closer(
+    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, seats: tuple[Seat, ...]
+) -> None:
+    """Keep what there is of a failure, the guest itself if that is wanted; then let go of what hangs."""
+    evidence.attach(item, call, report, seats)
+    if item.config.getoption("--keep-vm"):
+        seats[0].call_sick("it was kept")
+        keep(item.config, seats[0].guest, seats[0].sections, item.nodeid)
+    named = error_of(call.excinfo.value if call.excinfo is not None else None)
+    if isinstance(named, GuestFailure) and named.kind is not FailureKind.KERNEL_TAINTED:
+        for seat in seats:
+            seat.give_up(named)
+
+
 @contextlib.contextmanager
 def _seated(config: pytest.Config, image: GuestImage, role: Role) -> Iterator[Seat]:
     """Start a guest, keep it in its seat, end it."""
@@ -216,7 +255,12 @@ def _seated(config: pytest.Config, image: GuestImage, role: Role) -> Iterator[Se
     with contextlib.ExitStack() as stack:
         with in_its_own_words():
             started = stack.enter_context(make_guest(options, image, progress(config)))
-        seat = Seat(role, started, config.stash[_KERNEL], snapshots=options.snapshot)
+        with in_its_own_words():
+            looked_at = config.getoption("--keep-vm") or config.getoption("--dump-on-failure")
+            kernel = config.stash[_KERNEL]
+            seat = Seat(role, started, kernel, snapshots=options.snapshot, looked_at=looked_at)
+            if role is Role.SESSION:  # the fresh one is made ready by its fixture
+                seat.ready(current(config), clean=False)
         yield stack.enter_context(taken(config, seat))
 
 

@@ -40,6 +40,7 @@ _AGENT_SECONDS: Final = 0.2
 _PROCESSORS_SECONDS: Final = 0.3
 _SYSRQ_SECONDS: Final = 0.4
 _NMI_SECONDS: Final = 0.2
+_BEHIND_SECONDS: Final = 0.4
 #: A finding is good for others who wait for the same guest; a guest does not get well by itself that soon.
 _FRESH_SECONDS: Final = 2.0
 _LOG_LINES: Final = 10
@@ -81,6 +82,7 @@ class Signs:
         nmi: the kernel answers an NMI.
         prints: the console has grown by itself.
         processors: what each does.
+        behind: the agent answers behind a megabyte of nothing.
     """
 
     process: Sign = Sign.UNKNOWN
@@ -92,6 +94,7 @@ class Signs:
     nmi: Sign = Sign.UNKNOWN
     prints: Sign = Sign.UNKNOWN
     processors: tuple[Activity, ...] = ()
+    behind: Sign = Sign.UNKNOWN
 
     @property
     def kernel_lives(self) -> bool:
@@ -130,6 +133,12 @@ def conclude(signs: Signs) -> Finding:
 
 def _living(signs: Signs) -> Finding:
     """The agent is silent, QEMU is not to blame, and the kernel takes interrupts."""
+    if signs.behind is Sign.LIFE:
+        return Finding(
+            FailureKind.CHANNEL_BROKEN,
+            "the agent waited for the rest of a frame that nobody sent, and took requests for it",
+            "something else wrote to the port; the link goes on from here",
+        )
     quiet = signs.prints is not Sign.LIFE  # a kernel that prints without end gets on, slowly
     if quiet and {*signs.processors} & {Activity.DEAF, Activity.HALTED}:
         return Finding(
@@ -270,7 +279,9 @@ def _signs(probes: Probes) -> Signs:
     signs.sysrq = probes.sysrq(_SYSRQ_SECONDS)
     # After SysRq: a kernel in which everything slept was woken by it, and its clock was set.
     signs.clock = probes.clock()
-    if not signs.kernel_lives:
+    if signs.kernel_lives:
+        signs.behind = probes.behind(_BEHIND_SECONDS)
+    else:
         signs.nmi = probes.nmi(_NMI_SECONDS)
     return signs
 
@@ -295,6 +306,10 @@ def _of_kind(guest: "Guest", error: HarnessError, finding: Finding) -> HarnessEr
     if finding.kind is FailureKind.QEMU_STUCK:
         scene = error.scene if isinstance(error, MachineFailure) else _scene(guest)
         return QemuStuck(error.summary, scene=scene, observed=finding.observed, hint=finding.hint)
+    if finding.kind is FailureKind.CHANNEL_BROKEN:
+        return ChannelBroken(
+            error.summary, observed=finding.observed, hint=finding.hint, evidence=error.evidence
+        )
     classes: dict[FailureKind | None, type[RequestTimedOut]] = {
         FailureKind.OPERATION_TIMED_OUT: OperationTimedOut,
         FailureKind.AGENT_DEAD: AgentDead,

@@ -95,13 +95,16 @@ class Probes:
         Raises:
             GuestFailure: the machine turned out to be dead.
         """
+        return self._echo("ping", "Does the agent answer?", self.guest.link.answers, seconds)
 
-        def ask() -> tuple[str, Sign]:
-            if self.guest.link.answers(seconds * self.scale):
-                return "yes", Sign.LIFE
-            return f"silence for {seconds * self.scale:.2g} s", Sign.SILENCE
+    def behind(self, seconds: float) -> Sign:
+        """Whether the agent echoes once it has been sent as much as a frame can hold.
 
-        return self._ask("ping", "Does the agent answer?", ask)
+        Raises:
+            GuestFailure: the machine turned out to be dead.
+        """
+        question = "Does the agent wait for the rest of a frame?"
+        return self._echo("ping behind a megabyte", question, self.guest.link.answers_behind, seconds)
 
     def clock(self) -> Sign:
         """Whether the kernel's clock has gone on since the first probe, or does so now."""
@@ -212,6 +215,14 @@ class Probes:
             return f"{spent:.2f} s", Sign.LIFE if spent else Sign.SILENCE
 
         return self._ask("QEMU's CPU time", "How much processor time did QEMU get meanwhile?", ask)
+
+    def _echo(self, name: str, question: str, answers: Callable[[float], bool], seconds: float) -> Sign:
+        wait = seconds * self.scale
+
+        def ask() -> tuple[str, Sign]:
+            return ("yes", Sign.LIFE) if answers(wait) else (f"silence for {wait:.2g} s", Sign.SILENCE)
+
+        return self._ask(name, question, ask)
 
     def _ask(self, name: str, question: str, ask: Callable[[], tuple[str, Sign]]) -> Sign:
         before = time.monotonic()

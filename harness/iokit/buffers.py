@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, overload
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -15,6 +14,7 @@ from harness.iokit.constants import kIODirectionNone
 from harness.iokit.description import Description, descriptions
 from harness.iokit.descriptor import IOBufferMemoryDescriptor
 from harness.iokit.handle import Handle
+from harness.iokit.held import Releasable
 from harness.iokit.null import Null
 from harness.iokit.numbers import Numbers, spread
 from harness.link import GuestOSError
@@ -57,7 +57,7 @@ class RowHandle(Handle):
         return self._buffers.let_go(self._row)
 
 
-class Buffers:
+class Buffers(Releasable):
     """What a factory of `harness.iokit.Batch` made: n buffers, or NULLs among them.
 
     It has a length, an iterator and an index, which give `IOBufferMemoryDescriptor` objects (and `Null`);
@@ -98,14 +98,6 @@ class Buffers:
     def __repr__(self) -> str:
         nulls = len(self) - int(self.made.sum())
         return f"<Buffers {len(self)} from {self.label(0)}, {nulls} NULL, {self.living.size} not released>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
     def __len__(self) -> int:
         return len(self._fds)

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from harness.errors import BadInput
 from harness.iokit.handle import TRANSFER_MAX, Handle
+from harness.iokit.held import Held
 from harness.iokit.task import Task, TaskLike
 
 if TYPE_CHECKING:
@@ -44,37 +44,23 @@ class MappingDescription:
     areas: int
 
 
-class IOMemoryMap:
+class IOMemoryMap(Held):
     """A mapping; keeps its descriptor's buffer alive until it is released itself (clauses A15, J10).
 
     Use it as a context manager, or call `release`.  Every method raises `harness.link.GuestOSError` when the
     guest refuses the call, and BadInput after `release`.
 
-    Attributes:
-        process: the process whose address space it is in, or that asked for it in the kernel's.
+    `process` is the one whose address space it is in, or that asked for it in the kernel's; mmap(2) of `fd`
+    shows the mapping once more.
     """
 
     def __init__(
         self, session: IOKit, memory: IOGeneralMemoryDescriptor, handle: Handle, task: TaskLike
     ) -> None:
-        self._session = session
+        super().__init__(session, handle)
         self._memory = memory
-        self._handle = handle
         self._task = task
         self._first = self.describe()
-        self.process: Process = handle.process
-
-    def __repr__(self) -> str:
-        state = f"fd {self._handle.fd}" if self._handle.open else "released"
-        return f"<IOMemoryMap {self._handle.label}, {state}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
     # -- Apple's methods ------------------------------------------------------------------------------------
 
@@ -110,22 +96,7 @@ class IOMemoryMap:
         """Undo the mapping; Apple's name for what `release` of the last reference does."""
         self.release()
 
-    @property
-    def handle(self) -> Handle:
-        """Its file in `process`; for the session that owns it."""
-        return self._handle
-
-    def release(self) -> None:
-        """Give the mapping back (clause J10); a second call does nothing."""
-        self._session.forget(self)
-        self._handle.close()
-
     # -- beside Apple's methods -----------------------------------------------------------------------------
-
-    @property
-    def fd(self) -> int:
-        """Its descriptor in `process`; mmap(2) of it shows the mapping once more."""
-        return self._handle.fd
 
     @property
     def own(self) -> bool:

@@ -7,13 +7,13 @@ What is returned here is what the guest *says*.  Nothing in this room is evidenc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import BadInput
 from harness.iokit.constants import kIODirectionNone, kIOMapAnywhere
 from harness.iokit.description import Description, read_description
 from harness.iokit.handle import TRANSFER_MAX, Handle
+from harness.iokit.held import Held
 from harness.iokit.mapping import IOMemoryMap
 from harness.iokit.null import Null
 from harness.iokit.returns import IOReturn
@@ -21,7 +21,6 @@ from harness.iokit.task import TaskLike, kernel_task
 
 if TYPE_CHECKING:
     from harness.iokit.session import IOKit
-    from harness.link import Process
 
 
 class PhysicalSegment(NamedTuple):
@@ -62,7 +61,7 @@ class PageCounts(NamedTuple):
     dirty: int
 
 
-class IOGeneralMemoryDescriptor:
+class IOGeneralMemoryDescriptor(Held):
     """A range of memory, described; the part of a buffer that is not about owning it (clause A18).
 
     Use it as a context manager, or call `release`; the pytest fixture releases whatever is left.
@@ -71,22 +70,9 @@ class IOGeneralMemoryDescriptor:
     """
 
     def __init__(self, session: IOKit, handle: Handle, first: Description | None = None) -> None:
-        self._session = session
-        self._handle = handle
+        super().__init__(session, handle)
         # Where to look; constant for the life of a wired buffer (clause I09), so asked for once.
         self._first = first or self.describe()
-
-    def __repr__(self) -> str:
-        state = f"fd {self._handle.fd}" if self._handle.open else "released"
-        return f"<{type(self).__name__} {self._handle.label}, {state}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
     # -- Apple's methods: state -----------------------------------------------------------------------------
 
@@ -210,14 +196,6 @@ class IOGeneralMemoryDescriptor:
         """
         return self._session.create_mapping(self, intoTask, atAddress, options, offset, length)
 
-    def release(self) -> None:
-        """Give the descriptor back (clause A13); a second call does nothing.
-
-        Mappings that still exist keep the buffer (clause A15).
-        """
-        self._session.forget(self)
-        self._handle.close()
-
     # -- beside Apple's methods -----------------------------------------------------------------------------
 
     @property
@@ -229,26 +207,6 @@ class IOGeneralMemoryDescriptor:
     def storage(self) -> int:
         """Bytes of storage behind the buffer: how far an observer should look."""
         return self._first.storage
-
-    @property
-    def fd(self) -> int:
-        """Its descriptor in `process`; another process may take it (`harness.link.Process.take`)."""
-        return self._handle.fd
-
-    @property
-    def handle(self) -> Handle:
-        """Its file in `process`; for the session that owns it."""
-        return self._handle
-
-    @property
-    def process(self) -> Process:
-        """The process of the guest that holds it."""
-        return self._handle.process
-
-    @property
-    def label(self) -> str:
-        """The call that made it."""
-        return self._handle.label
 
     def segments(self) -> list[PhysicalSegment]:
         """Walk getPhysicalSegment over the whole length (clause I04)."""

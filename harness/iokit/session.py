@@ -22,6 +22,7 @@ from harness.iokit.custody import Custody
 from harness.iokit.descriptor import IOBufferMemoryDescriptor
 from harness.iokit.factories import Factories, Request
 from harness.iokit.handle import TRANSFER_MAX, Handle, null_from
+from harness.iokit.held import Releasable
 from harness.iokit.mapping import IOMemoryMap
 from harness.iokit.memory import IOGeneralMemoryDescriptor
 from harness.iokit.null import Null
@@ -184,7 +185,7 @@ class IOKit(Factories):
 
     # -- for the objects made here --------------------------------------------------------------------------
 
-    def forget(self, made: IOGeneralMemoryDescriptor | IOMemoryMap | Buffers) -> None:
+    def forget(self, made: Releasable) -> None:
         """Stop owning what releases itself."""
         self._alive.pop(id(made), None)
         self._maps.pop(id(made), None)

@@ -126,6 +126,30 @@ class Channel:
         """Whether it was launched and nobody has given it up; its outcome may be known."""
         return flight.settled or flight.id in self._flights
 
+    def realign(self, flight: Flight) -> bool:
+        """Step over a frame that never ends, if the reply to a request in vain has come inside of it.
+
+        Returns:
+            Whether that was so; the request then says it in its ``broken``.
+        """
+        with self._lock:
+            if flight.settled or not self._decoder.swallowed(flight.id):
+                return False
+            promised = self._decoder.partial
+            self._decoder.disbelieve()
+            self._file()
+            flight.broken = (
+                f"its reply came inside of a frame that does not end ({promised} bytes of it so far)"
+            )
+            flight.settled = True
+            return True
+
+    def flush(self, size: int) -> None:
+        """Write *size* bytes that are no frame: whoever waits for bytes at the other end has enough then."""
+        with self._lock:
+            self._out.append(Flight(0, "flush", bytes(size)))
+            self._flush()
+
     def retire(self, why: str) -> None:
         """End this use of the stream, which stays open: when this returns, nobody reads or writes here."""
         with self._lock:

@@ -238,6 +238,15 @@ class Decoder:
         self._skipped, self._prefix = 0, b""
         return noise
 
+    def swallowed(self, ident: int) -> bool:
+        """Whether a frame with this id has come inside of one that is not complete."""
+        at = self._bytes.find(ident.to_bytes(8, "little"), self._protocol.header.size)
+        return at >= 0
+
+    def disbelieve(self) -> None:
+        """Take the frame that is not complete for noise; what came inside of it comes out next."""
+        self._skip(self._protocol.find_magic(self._bytes, 1))
+
     def next(self) -> Frame | None:
         """The next whole frame; None when more bytes are needed, or when noise lies before it."""
         size = self._protocol.header.size

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from harness.deadlines import Deadlines
 from harness.errors import BadInput, named_exhaustion
 from harness.images import GuestImage, SilentProgress
-from harness.link.errors import RequestTimedOut
+from harness.link.errors import AgentDead, OperationTimedOut, RequestTimedOut
 from harness.link.link import Hello, Link
 from harness.link.origin import Origin
 from harness.link.peer import PEER_PORT_NAME, Peer
@@ -51,9 +51,12 @@ _COMMAND_LINE = (
     "console=ttyS0",  # the kernel log goes where QEMU records it
     "loglevel=5",  # warnings and worse; every character costs emulated time, the rest stays in /dev/kmsg
     "panic=-1",  # reboot at once, and -no-reboot turns that into QEMU's exit: nobody waits for a deadline
-    "oops=panic",  # an oops has killed a thread of pid 1 and its locks: nothing after it can be believed
+    # An oops has killed a thread of pid 1 and its locks: nothing after it can be believed, and who waits for
+    # that thread learns of a panic within milliseconds.  A warning does not panic: it is found afterwards.
+    "oops=panic",
     "sysrq_always_enabled",  # a guest that hangs is asked for backtraces; Debian's kernels would refuse them
     "cryptomgr.notests=1",  # ciphers test themselves for a tenth of an emulated boot; nothing here uses them
+    "printk.devkmsg=on",  # what tests write into the log must not be dropped for coming in quick succession
     "noreplace-smp",  # patching every lock prefix away for one CPU costs emulation more than the prefixes do
     "lsm=capability",  # no policy is loaded here; setting AppArmor, TOMOYO and others up is 2 % of a boot
     "no_timer_check",  # a busy host fails the boot's timer test, which panics; KVM guests skip it as well
@@ -120,6 +123,7 @@ class Guest(Process):
         machine: QEMU; the same object over every `restore`.
         link: to the agent; another one after a `restore`.
         hello: who answered.
+        on_load: called with the object file of every module that `load_module` has loaded.
     """
 
     machine: Machine
@@ -139,6 +143,7 @@ class Guest(Process):
         self.vitals = Vitals()
         self.wait_as(Deadlines(scale=self.options.timeout_scale))
         self._diagnose = diagnose
+        self.on_load: Callable[[bytes], None] | None = None
         self._snapshots = snapshots
         self._origin: Origin | None = None
         self._starts: list[Start] = []
@@ -275,6 +280,8 @@ class Guest(Process):
             self.syscall(Nr.FINIT_MODULE, fd, cstring(params), 0, what="load module")
         finally:
             self.close(fd)
+        if self.on_load is not None:
+            self.on_load(ko)
 
     def unload_module(self, name: str) -> None:
         """Unload a kernel module; one in use is GuestOSError EAGAIN or EBUSY, nothing is waited for."""
@@ -365,7 +372,19 @@ class Guest(Process):
     def _refine_peer(self, error: RequestTimedOut) -> Exception:
         error.agent_answers = None  # it is the peer that was asked
         error.observed = "the peer process is silent"
-        return self._refine(error)
+        found = self._refine(error)
+        if not isinstance(found, OperationTimedOut):
+            return found
+        dead = AgentDead(
+            error.summary,
+            agent_answers=True,
+            observed="the peer process is silent, and the agent that started it answers",
+            hint="it was stopped, or loops; /proc/PID/stat in the guest tells, and guest.peer.kill() ends it",
+            evidence=error.evidence,
+        )
+        dead.probes = found.probes
+        dead.__cause__ = error
+        return dead
 
     def _close_ssh(self) -> None:
         if self._ssh is not None:

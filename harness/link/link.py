@@ -259,6 +259,27 @@ class Link:
         self._channel.wait(flight, timeout)
         return flight.reply is not None
 
+    def answers_behind(self, timeout: float) -> bool:
+        """As `answers`, behind as much as an agent that waits for the rest of a frame can be waiting for.
+
+        For a guest in trouble: requests under way are lost by this.
+
+        Raises:
+            GuestFailure: whatever the link's ``check`` raises.
+        """
+        self._channel.flush(self.protocol.payload_max + self.protocol.header.size)
+        end, heard = time.monotonic() + timeout, False
+        while (left := end - time.monotonic()) > 0:
+            flight = self._channel.prepare(self.protocol.ping, b"", self.protocol.ops[self.protocol.ping])
+            self._channel.launch(flight)
+            self._channel.wait(flight, left)
+            if flight.reply is not None:
+                return True
+            heard = (
+                heard or flight.settled
+            )  # a report of noise: the agent lives, and has not come to this yet
+        return heard
+
     def hello(self, timeout: float | None = None) -> Hello:
         """Ask the agent who it is.
 
@@ -345,6 +366,8 @@ class Link:
             raise broken(flight)
         if self._channel.closed:
             raise self._closed(flight)
+        if self._channel.realign(flight):
+            raise broken(flight)
         raise self._timed_out(flight, timeout)
 
     def _accept(self, frame: Frame, what: str) -> Reply:

@@ -1,27 +1,68 @@
 # SPDX-License-Identifier: MIT
-"""What is kept of a test: the folder a failure leaves, and the properties in a JUnit report."""
+"""What is kept of a test: the folder a failure leaves, and the properties in a JUnit report.
+
+The folder is filled from what is certain to what takes time, one file after the other, while the guest is
+still there.  A file that cannot be kept is named in the report and takes nothing else along.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import re
+import json
 import shlex
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from harness.images import source_root
-from harness.pytest_plugin.asked import machine_options
+from harness.errors import FailureKind, HarnessError
+from harness.forensics.evidence import SILENT, dump_memory, hang_report
+from harness.pytest_plugin import repeat, runs
+from harness.pytest_plugin.attribution import blame_of
+from harness.pytest_plugin.kinds import kind_of
 from harness.pytest_plugin.seat import Seat
 from harness.vm import Console
 
 _CONSOLE_TAIL = 40
-_NAME_MAX = 150
 _QUIET_SECONDS = 0.1
 """What a guest wrote before it answered is on its way; only our own thread may not have read it yet."""
 _WORDS_SECONDS = 1.0
+_CHUNK = 1 << 20
+
+
+@dataclass
+class Kept:
+    """A folder while it is filled.
+
+    Attributes:
+        folder: where; None when it could not even be made.
+        lost: what could not be kept, and why.
+    """
+
+    folder: Path | None
+    lost: list[str] = field(default_factory=list)
+
+    def put(self, name: str, contents: Callable[[], str]) -> None:
+        """Keep a text."""
+        self.make(name, lambda file: file.write_text(contents(), errors="replace"))
+
+    def make(self, name: str, make: Callable[[Path], object]) -> None:
+        """Keep a file that *make* writes; whatever goes wrong is no reason not to keep the next one."""
+        if self.folder is None:
+            return
+        file = self.folder / name
+        try:
+            make(file)
+        except Exception as error:
+            said = error.summary if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
+            self.lost.append(f"not kept: {name}: {said}")
+
+    def lines(self) -> list[str]:
+        """What to say of it."""
+        return [*([f"kept in {self.folder}"] if self.folder else []), *self.lost]
 
 
 def attach(
@@ -37,16 +78,22 @@ def attach(
     """
     for seat in seats:
         _let_it_finish(seat.guest.machine.console)
-    try:
-        kept = f"kept in {_keep(item, call, seats)}"
-    except OSError as error:  # a full disk must not take the report of the failure with it
-        kept = f"not kept: {error}"
-    for seat in seats:
+    # Before a guest that hangs is asked for backtraces, which it prints on its console.
+    heard = [seat.watch.said().splitlines()[-_CONSOLE_TAIL:] for seat in seats]
+    error = call.excinfo.value if call.excinfo is not None else None
+    kind = kind_of(error)
+    kept = _keep(item, call.when, str(error or ""), kind, seats)
+    trouble = blame_of(item).trouble(call.when)
+    if trouble and trouble.render() not in str(error):
+        report.sections.append(("iobmd: what the kernel complained about", trouble.render()))
+    for seat, said in zip(seats, heard, strict=True):
         which = "" if len(seats) == 1 else f" ({seat.role.value} guest)"
-        said = seat.console_since_ready().splitlines()[-_CONSOLE_TAIL:]
         text = "\n".join(said) or "(the kernel said nothing during this test)"
         report.sections.append((f"iobmd: console of this test{which}", text))
-    report.sections.append(("iobmd: evidence", f"{kept}\nrepeat with: {repeat_command(item)}"))
+    again = [f"repeat with: {repeat.command(item)}"]
+    if kept.folder is not None:
+        again.append(f"or with: iobmd repro {shlex.quote(str(kept.folder))}")
+    report.sections.append(("iobmd: evidence", "\n".join([*kept.lines(), *again])))
 
 
 def properties(item: pytest.Item, seats: tuple[Seat, ...]) -> list[tuple[str, object]]:
@@ -68,28 +115,56 @@ def properties(item: pytest.Item, seats: tuple[Seat, ...]) -> list[tuple[str, ob
     return found
 
 
-def repeat_command(item: pytest.Item) -> str:
-    """Return the words that run a test again, on the same machine."""
-    options = machine_options(item.config)
-    # Elsewhere than in this project the plugin runs in the caller's own environment.
-    door = ["images/bootstrap"] if item.config.rootpath == source_root() else []
-    words = [*door, "pytest", _plain_id(item), "--kernel", item.config.getoption("--kernel")]
-    words += ["--memory", str(options.memory_mib), "--cpus", str(options.cpus)]
-    words += ["--accel", options.accel.value]
-    for name in ("modules", "headers"):
-        folder = getattr(options, name)
-        words += [f"--{name}", str(folder)] if folder else []
-    words += [name for name in ("--fresh", "--no-snapshot") if item.config.getoption(name)]
-    return shlex.join(words)
+def _keep(
+    item: pytest.Item, phase: str, error: str, kind: FailureKind | None, seats: tuple[Seat, ...]
+) -> Kept:
+    try:
+        kept = Kept(runs.test_folder(item.config, repeat.plain_id(item)))
+    except OSError as failed:  # a full disk must not take the report of the failure with it
+        return Kept(None, [f"not kept: {failed}"])
+    named = f"{kind.word}: {kind.meaning}\n\n" if kind is not None else ""
+    kept.put("error.txt", lambda: f"{named}{error}\n")
+    kept.put("repro.json", lambda: json.dumps(repeat.record(item, kind, seats), indent=2) + "\n")
+    kept.put("repeat.sh", lambda: f"cd {shlex.quote(str(item.config.rootpath))}\n{repeat.command(item)}\n")
+    for seat in seats:
+        _keep_guest(kept, "" if seat is seats[0] else f"{seat.role.value}-", seat)
+    trouble = blame_of(item).trouble(phase)
+    if trouble:
+        kept.put("splats.txt", lambda: trouble.render(tail=1000) + "\n")
+    for seat in seats:
+        prefix = "" if seat is seats[0] else f"{seat.role.value}-"
+        if kind in SILENT:
+            _keep_last_words(kept, prefix, seat)
+        if item.config.getoption("--dump-on-failure"):
+            kept.make(f"{prefix}memory.elf", partial(dump_memory, seat.guest))
+    return kept
 
 
-def folder_name(test: str) -> str:
-    """Return the name of a test's folder: its id, with a hash where not all of it can be in a name."""
-    plain = test.replace("::", "_").replace("/", "_")
-    name = re.sub(r"[^\w.\[\]=-]+", "_", plain)
-    if name == plain and len(name) <= _NAME_MAX:
-        return name
-    return f"{name[:_NAME_MAX]}-{hashlib.sha256(test.encode()).hexdigest()[:8]}"
+def _keep_last_words(kept: Kept, prefix: str, seat: Seat) -> None:
+    seat.call_sick("it was asked for backtraces")
+    kept.put(f"{prefix}hang.txt", lambda: hang_report(seat.guest, seat.watch.names.lines))
+
+
+def _keep_guest(kept: Kept, prefix: str, seat: Seat) -> None:
+    machine = seat.guest.machine
+    kept.put(f"{prefix}test-console.log", seat.watch.said)
+    kept.make(f"{prefix}console.log", lambda file: _copy_console(machine.console, file))
+    if seat.closed:
+        kept.put(f"{prefix}qemu.log", lambda: seat.qemu_log)
+    else:
+        kept.make(f"{prefix}qemu.log", lambda file: shutil.copyfile(machine.workdir / "qemu.log", file))
+    kept.put(f"{prefix}qemu.sh", lambda: f"# as it was run: {machine.command()}\n{machine.repro_command()}\n")
+
+
+def _copy_console(console: Console, file: Path) -> None:
+    """All of it, a piece at a time: it may be larger than anybody wants to have in memory."""
+    size, at = console.mark(), 0
+    with file.open("wb") as target:
+        while at < size:
+            piece = console.raw(at, min(_CHUNK, size - at))
+            if not piece:
+                return
+            at += target.write(piece)
 
 
 def _let_it_finish(console: Console) -> None:
@@ -97,29 +172,3 @@ def _let_it_finish(console: Console) -> None:
     end = time.monotonic() + _WORDS_SECONDS
     while time.monotonic() < end and console.wait_output(_QUIET_SECONDS, since=console.mark()):
         pass
-
-
-def _plain_id(item: pytest.Item) -> str:
-    """The id as a user types it: ``--dist loadgroup`` appends ``@GROUP``."""
-    if getattr(item.config.option, "loadgroup", False) and item.get_closest_marker("xdist_group"):
-        return item.nodeid.rpartition("@")[0]
-    return item.nodeid
-
-
-def _keep(item: pytest.Item, call: pytest.CallInfo[None], seats: tuple[Seat, ...]) -> Path:
-    results: Path = item.config.getoption("--results")
-    folder = item.config.rootpath / results / folder_name(_plain_id(item))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for seat in seats:
-        prefix = "" if seat is seats[0] else f"{seat.role.value}-"
-        machine = seat.guest.machine
-        (folder / f"{prefix}console.log").write_text(machine.console.text(), errors="replace")
-        (folder / f"{prefix}qemu.sh").write_text(
-            f"# as it was run: {machine.command()}\n{machine.repro_command()}\n"
-        )
-    there = shlex.quote(str(item.config.rootpath))
-    (folder / "repeat.sh").write_text(f"cd {there}\n{repeat_command(item)}\n")
-    if call.excinfo is not None:
-        (folder / "error.txt").write_text(str(call.excinfo.value) + "\n")
-    return folder

@@ -13,19 +13,29 @@ if TYPE_CHECKING:
 PROPERTY = "failure-kind"
 """The JUnit property that holds `FailureKind.word`."""
 
+NAMED = "iobmd_named"
+"""The attribute of an error of pytest's that holds the error of ours it stands for."""
 
-def kind_of(error: BaseException | None) -> FailureKind | None:
-    """Return the kind of an error or of the one it came from; None when it is a test's own: an assertion."""
+
+def error_of(error: BaseException | None) -> HarnessError | None:
+    """Return the error of ours that an error is, stands for, or came from; None where there is none."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, HarnessError):
-            return error.kind
+        known = getattr(error, NAMED, error)
+        if isinstance(known, HarnessError):
+            return known
         named = exhaustion(error, "")
         if named is not None:
-            return named.kind
+            return named
         error = error.__cause__ or error.__context__
     return None
+
+
+def kind_of(error: BaseException | None) -> FailureKind | None:
+    """Return the kind of an error or of the one it came from; None when it is a test's own: an assertion."""
+    found = error_of(error)
+    return None if found is None else found.kind
 
 
 def note_kind(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:

@@ -9,20 +9,31 @@ restored before every test that asks.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import statistics
 from collections.abc import Iterable, Iterator
 from enum import Enum
 
 import pytest
 
-from harness.errors import GuestFailure, HarnessError
-from harness.link import Guest, Nr, Start, StartKind
+from harness.errors import FailureKind, GuestFailure, HarnessError
+from harness.forensics.evidence import hold_when_it_ends
+from harness.forensics.gdb import module_sections
+from harness.link import Guest, Start, StartKind
+from harness.pytest_plugin.watch import Trouble, Watch
+from harness.vm import Console
 
 ATTEMPTS = 3
 """Restores in a row that may fail before the session is given up."""
 
-_ALIVE_SECONDS = 10.0
-"""An idle guest answers in a fraction of a millisecond, one on a host out of breath in some hundred."""
+_ANSWER_SECONDS = 0.4
+_HANGING = (
+    FailureKind.KERNEL_HUNG,
+    FailureKind.AGENT_DEAD,
+    FailureKind.QEMU_STUCK,
+    FailureKind.GUEST_FAILED,
+)
 
 _WAYS = {
     StartKind.REWOUND: "in place",
@@ -50,20 +61,37 @@ class Seat:
         guest: started.
         kernel: which of several kernels it runs, as typed after ``--kernel``; None where there is only one.
         snapshots: whether it may start from a snapshot.
+        looked_at: somebody wants to see it after a failure: QEMU is to stay when the guest ends itself.
 
     Attributes:
         role: as given.
         guest: as given.
         kernel: as given.
         used_by: id of the last test that used it; ``""`` before the first.
+        watch: whose trouble is whose.
+        sections: addresses of its module's sections, where it is looked at.
+        closed: its guest has ended with its fixture.
+        qemu_log: what QEMU itself had said by then.
+        late: what came up after a test had been looked at for the last time, with the test's id.
     """
 
-    def __init__(self, role: Role, guest: Guest, kernel: str | None, *, snapshots: bool) -> None:
+    def __init__(
+        self, role: Role, guest: Guest, kernel: str | None, *, snapshots: bool, looked_at: bool = False
+    ) -> None:
         self.role = role
         self.guest = guest
         self.kernel = kernel
         self.used_by = ""
+        self.watch = Watch(guest)
+        self.closed = False
+        self.qemu_log = ""
+        self.late: list[tuple[str, Trouble]] = []
+        self._sick = ""
+        self._found: HarnessError | None = None
         self._snapshots = snapshots
+        self._looked_at = looked_at
+        self._holding: Console | None = None
+        self.sections = module_sections(guest) if looked_at else {}
         self._deaths: list[str] = []
         machine = guest.machine
         accelerator = machine.accelerator
@@ -71,8 +99,6 @@ class Seat:
             f"{guest.hello.release} ({guest.image.kernel.label}), "
             f"QEMU {machine.qemu_version}, {accelerator.name}: {accelerator.reason}"
         )
-        # A restore in another process brings another console, which starts empty.
-        self._console = (machine.console, 0)
 
     def ready(self, test: str, *, clean: bool) -> None:
         """Make the guest fit for a test: alive, and with *clean* without a trace of the tests before.
@@ -84,22 +110,63 @@ class Seat:
         Raises:
             NoCleanGuest: it had to be restored, and that failed `ATTEMPTS` times in a row.
         """
-        if self.used_by:
-            found = self._what_is_wrong(ask=not clean)
-            if found is not None or clean:
-                self._restore()
-            if found is not None and self.role is Role.SESSION:  # to be killed is what a fresh one is for
-                self._deaths.append(
-                    f"the session guest died in {self.used_by}: {_told(found)}; {self.guest.start} for {test}"
-                )
-        self.used_by = test
-        self._console = (self.guest.machine.console, len(self.guest.machine.console.text()))
+        found: HarnessError | None = None
+        if not self.used_by:
+            self._hold()
+            self.watch.begin(test)
+        else:
+            self.look_late()
+            found = self._found or self._dead()
+            if found is None and not (clean or self._sick):
+                found = self._begun(test)
+            if found is not None or clean or self._sick:
+                self._restore(test)
+        if self.role is Role.SESSION:  # to be killed is what a fresh one is for
+            self._remember(found, test)
+        self.used_by, self._sick, self._found = test, "", None
 
-    def console_since_ready(self) -> str:
-        """What the kernel has said since `ready`."""
-        console, start = self._console
-        current = self.guest.machine.console
-        return current.text()[start if current is console else 0 :]
+    def ended(self, *, ask: bool) -> Trouble:
+        """The test that uses it has been carried out; what its kernel had to say about that.
+
+        Args:
+            ask: the guest is believed to answer.
+        """
+        trouble = self.watch.end(ask=ask)
+        if trouble.died is not None:
+            self.give_up(trouble.died)
+        return trouble
+
+    def give_up(self, found: HarnessError) -> None:
+        """The guest is beyond answering: whoever goes on asking is to be told so at once.
+
+        Args:
+            found: what is wrong with it. Where it is one that merely hangs, its QEMU is ended: every further
+                question would wait for its whole deadline.
+        """
+        self._found = self._found or found
+        if found.kind in _HANGING and not self.closed and not self._answers():
+            with contextlib.suppress(OSError):  # it has ended by itself
+                os.kill(self.guest.machine.pid, signal.SIGKILL)
+
+    def call_sick(self, why: str) -> None:
+        """No test is to meet the guest as it is now."""
+        self._sick = self._sick or why
+
+    def close(self) -> None:
+        """The guest is about to end: take a last look, and keep what ends with it."""
+        self.look_late()
+        with contextlib.suppress(OSError):
+            self.qemu_log = (self.guest.machine.workdir / "qemu.log").read_text(errors="replace")
+        self.closed = True
+
+    def take_late(self) -> list[tuple[str, Trouble]]:
+        """Hand over what came up late, and forget it."""
+        late, self.late = self.late, []
+        return late
+
+    def look_late(self) -> None:
+        """See whether something has come up since the last test was looked at."""
+        self._note_late(self.watch.look())
 
     def summary(self) -> tuple[str, ...]:
         """Lines for the end of the session: what it was, how it started, the restores, the deaths."""
@@ -112,21 +179,58 @@ class Seat:
             parts.append(describe_restores(later))
         return ("; ".join(parts), *self._deaths)
 
-    def _what_is_wrong(self, *, ask: bool) -> HarnessError | None:
-        """Find out whether the guest is alive; with *ask* it has to say so itself, by one of its workers."""
+    def _note_late(self, trouble: Trouble) -> None:
+        if trouble:
+            self.late.append((self.used_by, trouble))
+            self.call_sick(trouble.title)
+
+    def _answers(self) -> bool:
+        try:
+            return self.guest.link.answers(_ANSWER_SECONDS)
+        except HarnessError:
+            return True  # that was quick
+
+    def _dead(self) -> HarnessError | None:
         try:
             self.guest.machine.check()
-            if ask:
-                self.guest.link.syscall(Nr.GETPID, timeout=_ALIVE_SECONDS, what="a sign of life")
         except HarnessError as found:
             return found
         return None
 
-    def _restore(self) -> None:
+    def _begun(self, test: str) -> HarnessError | None:
+        """Begin a test, for which the guest has to answer by one of its workers; why it does not."""
+        try:
+            self._note_late(self.watch.begin(test))
+        except HarnessError as found:
+            return found
+        return None
+
+    def _hold(self) -> None:
+        """A QEMU that is new is told to stay."""
+        console = self.guest.machine.console
+        if self._looked_at and self._holding is not console:
+            hold_when_it_ends(self.guest)
+            self._holding = console
+
+    def _remember(self, found: HarnessError | None, test: str) -> None:
+        start = self.guest.start
+        if found is not None:
+            self._deaths.append(
+                f"the session guest died in {self.used_by}: {_told(found)}; {start} for {test}"
+            )
+        elif self._sick:
+            self._deaths.append(
+                f"the session guest was not left well by {self.used_by}: {self._sick}; {start} for {test}"
+            )
+
+    def _restore(self, test: str) -> None:
         failures: list[HarnessError] = []
         while len(failures) < ATTEMPTS:
             try:
                 self.guest.restore()
+                self.watch.renew()
+                self._hold()
+                self.watch.begin(test)
             except HarnessError as error:
                 failures.append(error)
             else:
@@ -142,6 +246,7 @@ class Seat:
 
 
 _SEATS = pytest.StashKey[dict[Role, Seat]]()
+_GONE = pytest.StashKey[list[Seat]]()
 _LINES = pytest.StashKey[list[str]]()
 
 
@@ -154,12 +259,29 @@ def taken(config: pytest.Config, seat: Seat) -> Iterator[Seat]:
         yield seat
     finally:
         del seats[seat.role]
+        seat.close()
+        config.stash.setdefault(_GONE, []).append(seat)
         lines(config).extend(seat.summary())
 
 
 def seat_of(config: pytest.Config, role: Role) -> Seat | None:
     """Return the seat of this process, if a guest sits there now."""
     return config.stash.get(_SEATS, {}).get(role)
+
+
+def gone(item: pytest.Item) -> tuple[Seat, ...]:
+    """Return the seats a test used whose guests have ended in its teardown."""
+    return tuple(seat for seat in item.config.stash.get(_GONE, []) if seat.used_by == item.nodeid)
+
+
+def take_late(config: pytest.Config) -> list[tuple[str, Trouble]]:
+    """Return what came up late, in guests that are there and in those that have ended, and forget it."""
+    ended = config.stash.get(_GONE, [])
+    found = []
+    for seat in (*config.stash.get(_SEATS, {}).values(), *ended):
+        found += seat.take_late()
+    ended.clear()
+    return found
 
 
 def lines(config: pytest.Config) -> list[str]:

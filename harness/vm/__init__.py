@@ -5,6 +5,7 @@ from harness.vm.accel import AcceleratorVerdict, choose_accelerator
 from harness.vm.complaints import Complaint, ConsoleEvent
 from harness.vm.console import READY_LINE, RESTORED_LINE, Console
 from harness.vm.errors import (
+    ConsoleLost,
     GuestPanicked,
     GuestSilent,
     MachineFailure,
@@ -35,6 +36,7 @@ __all__ = [
     "Complaint",
     "Console",
     "ConsoleEvent",
+    "ConsoleLost",
     "GuestPanicked",
     "GuestRam",
     "GuestSilent",

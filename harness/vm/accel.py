@@ -7,7 +7,6 @@ started, once per host boot, QEMU and kernel, and the verdict is remembered.
 """
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Final
 
 from harness.errors import HarnessError, HostLacks
 from harness.images import cache_root
+from harness.images.store import read_json, write_json
 from harness.vm.console import READY_LINE
 from harness.vm.errors import GuestPanicked, MachineFailure, describe_status
 from harness.vm.launch import Launched, launched
@@ -205,19 +205,16 @@ def _boot_id() -> str:
 
 
 def _load(file: Path) -> Trial | None:
+    kept = read_json(file)
     try:
-        kept = json.loads(file.read_text())
-        return Trial(Outcome(kept["outcome"]), str(kept["reason"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # never written, or damaged: a new trial repairs it
+        return None if kept is None else Trial(Outcome(kept["outcome"]), str(kept["reason"]))
+    except (ValueError, KeyError):
+        return None  # damaged: a new trial repairs it
 
 
 def _store(file: Path, trial: Trial) -> None:
-    text = json.dumps({"outcome": trial.outcome.value, "reason": trial.reason})
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_suffix(f".{os.getpid()}.new")
-        fresh.write_text(text)
-        fresh.replace(file)
+        write_json(file, {"outcome": trial.outcome.value, "reason": trial.reason})
     except (OSError, HarnessError):
         return  # a cache that cannot be written costs the next machine a few seconds, no more

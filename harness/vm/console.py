@@ -15,6 +15,7 @@ from typing import Final, NoReturn
 from pexpect import EOF
 from pexpect.fdpexpect import fdspawn
 
+from harness.errors import HostExhausted
 from harness.vm.complaints import Complaint, ConsoleEvent, classify
 from harness.vm.errors import GuestPanicked, GuestSilent, MachineFailure, Scene
 from harness.vm.terminal import Interaction
@@ -164,6 +165,7 @@ class Console:
         Raises:
             GuestSilent: nothing matched in time.
             GuestPanicked: the kernel panicked instead.
+            HostExhausted: nothing matched, and some of the log is missing because the disk is full.
             MachineFailure: the machine ended; the class says how.
         """
         regex = re.compile(pattern)
@@ -185,6 +187,8 @@ class Console:
                     raise GuestPanicked(
                         self._panic, scene=self._evidence(), tried=f"wait for {regex.pattern!r}"
                     )
+            if self._lost:
+                self._raise_incomplete(regex.pattern)
             if now >= end:
                 self._raise_silent(regex.pattern, timeout, size - since)
             with self._lock:
@@ -348,6 +352,15 @@ class Console:
             "the console is closed: the machine has ended",
             scene=self._evidence(),
             tried=f"wait for {awaited!r}",
+        )
+
+    def _raise_incomplete(self, awaited: str) -> NoReturn:
+        raise HostExhausted(
+            "the disk with the console's log is full",
+            tried=f"wait for {awaited!r}",
+            observed=f"{self._lost} bytes of {self._path} are missing, and that may be among them",
+            hint=f"free some space: df -h {self._path.parent}; $TMPDIR moves it elsewhere",
+            evidence=self._evidence().evidence(),
         )
 
     def _raise_silent(self, awaited: str, timeout: float, fresh: int) -> NoReturn:

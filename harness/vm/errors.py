@@ -131,6 +131,12 @@ class GuestPanicked(MachineFailure):
         super().__init__(f"the guest kernel panicked: {panic}", scene=scene, tried=tried)
 
 
+class ConsoleLost(MachineFailure):
+    """QEMU lives, but what its guest prints does not arrive any more: a panic would go unnoticed."""
+
+    kind = FailureKind.CHANNEL_BROKEN
+
+
 class GuestSilent(MachineFailure):
     """The console did not show what was waited for in time.
 

@@ -13,8 +13,9 @@ from typing import Final
 
 from harness.errors import exhaustion_told
 from harness.vm.console import Console
-from harness.vm.errors import GuestPanicked, QemuDied, QemuRefused, Scene
-from harness.vm.process import Process, spawn
+from harness.vm.errors import ConsoleLost, GuestPanicked, QemuDied, QemuRefused, Scene
+from harness.vm.leaks import track
+from harness.vm.process import Process, is_exiting, spawn
 from harness.vm.qemu import Qemu, Wires, compose, compose_by_hand
 from harness.vm.ram import ram_file
 from harness.vm.spec import MachineSpec
@@ -25,6 +26,8 @@ QEMU_LOG: Final = "qemu.log"
 _LOG_TAIL: Final = 20
 #: How long the end of a console may precede the end of its process, and the other way round.
 _SETTLE_SECONDS: Final = 2.0
+#: How long QEMU may clean up between closing its sockets and its end.
+_CLEANUP_SECONDS: Final = 1.0
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Launched:
         workdir: where the logs are.
         answered: whether QEMU got as far as its greeting; set by the owner.
         explain: tells what QEMU itself reported about its end, ``""`` if nothing; set by the owner.
+        console_lost: whether QEMU lives without its console.
     """
 
     process: Process
@@ -54,6 +58,7 @@ class Launched:
     workdir: Path
     answered: bool = False
     explain: Callable[[], str] = str
+    console_lost: bool = False
 
     def scene(self) -> Scene:
         """The evidence as it is now."""
@@ -74,19 +79,23 @@ class Launched:
 
         Raises:
             GuestPanicked: the kernel gave up.
+            ConsoleLost: what the guest prints does not arrive any more.
             QemuRefused: QEMU left before it answered.
             HostExhausted: as QemuRefused, and QEMU said that the host ran out of something.
             QemuDied: QEMU left later.
         """
         status = self.process.status()
-        if status is None and self.console.ended:
-            status = self.process.wait(_SETTLE_SECONDS)  # its files close a moment before it can be reaped
+        if status is None and self.console.ended and not self.console_lost:
+            status = self._settled()
         if status is not None or self.console.panic is not None:
             # A panic that was printed last names the death better, and its trace belongs to the evidence.
             self.console.wait_end(_SETTLE_SECONDS)
         if self.console.panic is not None:
             raise GuestPanicked(self.console.panic, scene=self.scene())
         if status is None:
+            self.console_lost = self.console.ended
+            if self.console_lost:
+                raise ConsoleLost("QEMU lives, and the socket of its console is closed", scene=self.scene())
             return
         if not self.answered:
             refused = QemuRefused(
@@ -106,8 +115,16 @@ class Launched:
 
     def check_ended(self) -> None:
         """`check` for someone who saw a connection close: the process may need a moment to be gone."""
-        self.process.wait(_SETTLE_SECONDS)
+        if not self.console.ended:  # otherwise check() waits as long
+            self._settled()
         self.check()
+
+    def _settled(self) -> int | None:
+        """Wait for the end of a process that has closed something; what it closes last is not the process."""
+        status = self.process.wait(_CLEANUP_SECONDS)
+        if status is None and is_exiting(self.process.pid):
+            status = self.process.wait(_SETTLE_SECONDS)
+        return status
 
 
 @contextmanager
@@ -133,6 +150,7 @@ def launched(
             fds: dict[str, int] = {}
             for role in ("console", "qmp", *(f"port:{name}" for name in spec.ports)):
                 ours[role], remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+                track(ours[role])
                 stack.callback(ours[role].close)
                 fds[role] = theirs.enter_context(remote).fileno()
             ports = {name: fds[f"port:{name}"] for name in spec.ports}

@@ -22,6 +22,7 @@ GRACE_SECONDS: Final = 2.0
 _KILL_SECONDS: Final = 10.0
 #: In which proc(5) counts; fixed on x86 (include/asm-generic/param.h).
 _USER_HZ: Final = 100
+_PF_EXITING: Final = 4  # include/linux/sched.h; part of proc(5)'s flags
 
 #: The parent may die after the fork and before prctl(PR_SET_PDEATHSIG) took effect. Then nobody is left to
 #: deliver the signal, but the parent pid has changed: look at it once the signal is armed.
@@ -56,6 +57,15 @@ def process_stat(pid: int) -> tuple[str, float]:
     except OSError:
         return "", 0.0
     return fields[0], (int(fields[11]) + int(fields[12])) / _USER_HZ
+
+
+def is_exiting(pid: int) -> bool:
+    """Whether a process is on its way out of the kernel; its files close before it can be reaped."""
+    try:
+        flags = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6]
+    except OSError:
+        return True
+    return bool(int(flags) & _PF_EXITING)
 
 
 class Process:

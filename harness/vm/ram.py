@@ -3,6 +3,7 @@
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 from collections.abc import Iterator
@@ -237,7 +238,7 @@ def ram_file(spec: MachineSpec) -> Iterator[int]:
             observed=f"{available // MIB} MiB are available",
             hint="give the guest less memory, or end other machines",
         )
-    fd = os.memfd_create(f"iobmd-ram-{os.getpid()}", os.MFD_CLOEXEC)
+    fd = os.memfd_create(f"iobmd-ram-{os.getpid()}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         try:
             os.truncate(fd, wanted)
@@ -247,6 +248,8 @@ def ram_file(spec: MachineSpec) -> Iterator[int]:
                 tried="ftruncate",
                 observed=str(err),
             ) from err
+        # Pages that are cut off would kill QEMU, and whoever looks at them here, by SIGBUS.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         yield fd
     finally:
         os.close(fd)

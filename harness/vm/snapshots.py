@@ -18,6 +18,7 @@ from harness.images.store import Store
 from harness.vm.qemu import Qemu, cpu_argument
 from harness.vm.snapshot import FORMAT, Snapshot, SnapshotUnusable, open_snapshot
 from harness.vm.spec import MachineSpec
+from harness.vm.workdir import appoint_heir
 
 _KIND: Final = "snapshots"
 #: Bytes all snapshots together may take before the one that was used longest ago goes.
@@ -106,6 +107,7 @@ class Slot:
             SnapshotUnusable: what was just made cannot be read.
             HarnessError: what *build* raises.
         """
+        appoint_heir()  # the entry is half-made from its first moment on
         folder = self.owner.store.entry(_KIND, self.key, self.owner.progress, build)
         self._prune()
         return open_snapshot(folder, self.facts)

@@ -117,9 +117,9 @@ def test_doctor_finds_this_host_ready(pytestconfig, tmp_path):
 def test_ssh_runs_one_command_as_ssh_does(pytestconfig, tmp_path):
     (tmp_path / "in").write_text("put there\n")
     argv = [sys.executable, "-m", "harness.cli", "ssh", "--kernel", pytestconfig.option.kernel]
-    argv += ["--accel", pytestconfig.option.accel, "--put", "in:/root/in", "--get", "/root/out:out"]
+    argv += ["--accel", pytestconfig.option.accel, "--put", "in:/tmp/in", "--get", "/tmp/out:out"]
     done = subprocess.run(
-        [*argv, "cat", "-", "/root/in;", "echo complaint >&2; echo fetched > out; exit 7"],
+        [*argv, "cat", "-", "/tmp/in;", "echo complaint >&2; echo fetched > /tmp/out; exit 7"],
         cwd=tmp_path, input="piped\n", capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (7, "piped\nput there\n"), done.stderr

@@ -89,6 +89,7 @@ def test_taint_of_a_guest_with_its_module(guest):
     assert not taint.faults
 
 
+@pytest.mark.expect_oops("sysrq triggered crash")
 def test_a_panic_on_request(fresh_guest):
     symbols = Symbols.of(fresh_guest)
     console = fresh_guest.machine.console

@@ -177,6 +177,7 @@ def test_a_killed_qemu_is_told_to_who_waits(victim):
         victim.link.ping()
 
 
+@pytest.mark.expect_oops("sysrq triggered crash")
 def test_a_panic_is_told_to_who_waits(victim):
     before = time.monotonic()
     with pytest.raises(GuestPanicked):

@@ -318,14 +318,11 @@ def test_no_qemu_outlives_its_parent(number: signal.Signals, spec: MachineSpec, 
         finally:
             os.close(qemu)
     assert {path for path in set(Path("/dev/shm").iterdir()) - shm if "iobmd" in path.name} == set()
-    left = list(runtime.iterdir())
-    if number is signal.SIGINT:
-        assert left == []
-        return
-    assert {path.name for path in left[0].iterdir()} == {"console.log", "qemu.log", "owner.lock"}
-    assert len(left) == 1
-    with Machine(spec) as machine:
-        assert list(runtime.iterdir()) == [machine.workdir]
+    # In order the machine removed its folder itself; a killed owner has an heir, who needs a moment.
+    end = time.monotonic() + (0 if number is signal.SIGINT else 2)
+    while list(runtime.iterdir()) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert list(runtime.iterdir()) == []
 
 
 @pytest.mark.skipif(not KVM_DEVICE.exists(), reason="this host has no /dev/kvm")

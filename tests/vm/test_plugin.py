@@ -78,7 +78,7 @@ def test_a_failure_leaves_its_evidence(session, tmp_path):
     assert "getCapacity was asked of NULL" in done.stdout
     assert "longest physically contiguous block" in done.stdout
 
-    evidence = {path.name: path for path in (tmp_path / "results").iterdir()}
+    evidence = {path.name: path for path in (tmp_path / "results/latest").iterdir()}
     spoke = next(path for name, path in evidence.items() if "speaks_and_fails" in name)
     assert "the kernel's last words" in (spoke / "console.log").read_text()
     assert "the kernel's last words" in done.stdout

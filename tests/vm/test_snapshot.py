@@ -109,6 +109,7 @@ def test_what_was_held_before_is_gone_and_says_so(restored):
     assert restored.generation == generation + 1
     with pytest.raises(BadInput, match="restored"):
         buffer.getPhysicalSegment(0)
+    assert "its guest was restored" in repr(buffer)  # a failing test shows it, and must not fail by that
     live = IOKit(restored)
     kept = live.withOptions(WC, 4096)
     iokit.close()  # closes descriptors of the same numbers, were it not for the generation

@@ -28,7 +28,8 @@ _READY = f"{_FOLDER}/ready"
 _HOST_KEY = f"{_FOLDER}/host_key"
 _LOG = f"{_FOLDER}/log"
 _HOME = "/root"
-_AUTHORIZED = f"{_HOME}/.ssh/authorized_keys"
+#: Whose keys the guest takes, in the guest.
+AUTHORIZED = f"{_HOME}/.ssh/authorized_keys"
 _SETTINGS = (
     ("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"),
     ("/etc/group", "root:x:0:\ntty:x:5:\n"),
@@ -81,7 +82,7 @@ def serve(parent: Process, keys: Keys, ticket: bytes) -> Program:
         ProgramNotStarted: the agent says why not.
     """
     _write_private(parent, _HOST_KEY, keys.host)
-    _write_private(parent, _AUTHORIZED, keys.authorized.encode())
+    _write_private(parent, AUTHORIZED, keys.authorized.encode())
     argv = (
         DROPBEAR,
         "-i",  # one connection, on standard input

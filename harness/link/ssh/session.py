@@ -21,7 +21,7 @@ from harness.link.process import Process
 from harness.link.program import Program, new_ticket
 from harness.link.ssh.errors import ClientKeyRefused, HostKeyMismatch, SshFailure
 from harness.link.ssh.keys import Keys
-from harness.link.ssh.server import serve
+from harness.link.ssh.server import AUTHORIZED, serve
 from harness.link.ssh.wire import Wire
 
 #: Seconds for a server to start and to agree on keys; a busy emulated guest needs a tenth of one.
@@ -198,7 +198,7 @@ class Session:
             raise ClientKeyRefused(
                 "the guest does not accept this session's key",
                 observed=str(error),
-                hint="/root/.ssh/authorized_keys or the folders above it were changed in the guest",
+                hint=f"{AUTHORIZED} or the folders above it were changed in the guest",
                 evidence=tuple(self._access.evidence()),
             ) from error
 

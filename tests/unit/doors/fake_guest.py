@@ -7,14 +7,18 @@ Loaded by the conftest of the sessions that tests run, in their own process or i
 from __future__ import annotations
 
 import itertools
+import shutil
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from harness import plugin
 from harness.errors import GuestFailure
+from harness.forensics import Taint
 from harness.link import Start, StartKind
-from harness.pytest_plugin import asked, workers
+from harness.pytest_plugin import asked, watch, workers
 from harness.vm.ram import MIB
 
 _NUMBERS = itertools.count(1)
@@ -28,8 +32,13 @@ class Console:
     def __init__(self) -> None:
         self.said, self.late = "booting\n", ""
 
-    def text(self) -> str:
-        return self.said
+        self.ended = False
+
+    def raw(self, since: int = 0, limit: int | None = None) -> bytes:
+        return self.said.encode()[since:][:limit]
+
+    def text(self, since: int = 0) -> str:
+        return self.raw(since).decode()
 
     def mark(self) -> int:
         return len(self.said)
@@ -38,6 +47,14 @@ class Console:
         """What was on its way arrives when somebody waits for it."""
         self.said, self.late = self.said + self.late, ""
         return len(self.said) > since
+
+    def complain(self, where: str = "foo", message: str = "") -> None:
+        """The kernel warns."""
+        said = f"------------[ cut here ]------------\n{message}\n" if message else ""
+        self.said += f"{said}WARNING: CPU: 0 PID: 1 at drivers/foo.c:12 {where}+0x1/0x20 [foo]\n"
+
+    def panic(self, title: str = "Fatal exception") -> None:
+        self.said += f"Kernel panic - not syncing: {title}\n"
 
 
 class FakeGuest:
@@ -50,24 +67,29 @@ class FakeGuest:
         self.starts: tuple[Start, ...] = ()
         self.files: set[str] = set()
         self.dead = self.silent = False
+        self.taint = Taint.OOT_MODULE
+        self.link = SimpleNamespace(answers=lambda _: not self.silent)
+        self.deadlines = SimpleNamespace(scale=1.0)
         self.ssh = object()
         self.broken_restores = 0
         self.hello = SimpleNamespace(release=RELEASES[image.kernel.label])
-        self.link = SimpleNamespace(syscall=self._syscall)
         self.machine = SimpleNamespace(
             console=Console(), check=self._check, qemu_version="7.2",
+            pid=1 << 22, workdir=Path(tempfile.mkdtemp()),
             command=lambda: f"qemu {self.number}", repro_command=lambda: "qemu by hand",
             accelerator=SimpleNamespace(name="tcg", reason="no /dev/kvm"),
         )  # fmt: skip
 
     def __enter__(self) -> FakeGuest:
         STARTED.append(self)
+        (self.machine.workdir / "qemu.log").write_text(f"QEMU {self.number} says nothing\n")
         kind = StartKind.RESTORED if self.options.snapshot else StartKind.BOOTED
         self.starts += (Start(kind, 0.1, "so it was asked"),)
         return self
 
     def __exit__(self, *_: object) -> None:
         STARTED.remove(self)
+        shutil.rmtree(self.machine.workdir)
 
     @property
     def start(self) -> Start:
@@ -83,15 +105,25 @@ class FakeGuest:
         self.starts += (Start(kind, 0.02, ""),)
         self.generation += 1
         self.files, self.dead, self.silent = set(), False, False
+        self.taint = Taint.OOT_MODULE
         return self.start
 
     def _check(self) -> None:
         if self.dead:
             raise GuestFailure("QEMU was killed", observed="by whom, nobody knows")
 
-    def _syscall(self, *_: object, timeout: float, what: str) -> None:
-        if self.silent:
-            raise GuestFailure(f"{what}: no reply within {timeout:g} s")
+
+class FakeMarks:
+    """Marks go onto the console as if the kernel had printed them."""
+
+    def __init__(self, guest: FakeGuest) -> None:
+        self.guest = guest
+
+    def put(self, text: str, timeout: float) -> Taint:
+        if self.guest.silent:
+            raise GuestFailure(f"a mark: no reply within {timeout:g} s")
+        self.guest.machine.console.said += f"{text}\n"
+        return self.guest.taint
 
 
 class FakeIOKit:
@@ -109,15 +141,20 @@ def install(memory_mib: int | None = None) -> Callable[[], None]:
     """Put the fakes in place; return how to take them away again."""
 
     def image(options: Any, _: Any) -> Any:
-        kernel = SimpleNamespace(label=options.kernel)
-        return SimpleNamespace(
-            kernel=kernel, module=SimpleNamespace(build_id="01"), ssh_payload=lambda _: b""
-        )
+        nowhere = Path("/nowhere")
+        kernel = SimpleNamespace(
+            label=options.kernel, release=RELEASES[options.kernel], vmlinuz=Path(__file__), modules=nowhere,
+            headers=nowhere,
+        )  # fmt: skip
+        module = SimpleNamespace(build_id="01", ko_debug=nowhere)
+        return SimpleNamespace(kernel=kernel, module=module, ssh_payload=lambda _: b"")
 
     fakes: list[tuple[Any, str, Any]] = [
         (plugin, "make_guest", lambda options, image, _: FakeGuest(options, image)),
         (plugin, "prepare", image),
         (plugin, "IOKit", FakeIOKit),
+        (watch, "Names", lambda _: SimpleNamespace(lines=None, renew=lambda: None)),
+        (watch, "Marks", FakeMarks),
         (asked, "prepare_kernel", lambda selector, _: SimpleNamespace(release=RELEASES[selector.recipe])),
     ]
     if memory_mib is not None:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.pytest_plugin import evidence
+from harness.pytest_plugin import repeat
 from harness.pytest_plugin.workers import GUEST_OVERHEAD_MIB, WORKER_OVERHEAD_MIB, workers_for
 from harness.vm.ram import MIB
 
@@ -125,12 +125,15 @@ def test_it(guest, n):
 
 
 def test_the_group_that_loadgroup_appends_is_not_part_of_an_id(monkeypatch):
-    monkeypatch.setattr(evidence, "machine_options", lambda _: SimpleNamespace(
-        memory_mib=512, cpus=1, accel=SimpleNamespace(value="tcg"), modules=None, headers=None))  # fmt: skip
+    monkeypatch.setattr(repeat, "machine_options", lambda _: SimpleNamespace(
+        memory_mib=512, cpus=1, accel=SimpleNamespace(value="tcg"), modules=None, headers=None,
+        timeout_scale=2,
+    ))  # fmt: skip
     config = SimpleNamespace(
         option=SimpleNamespace(loadgroup=True),
         rootpath=Path("/"),
         getoption=lambda name: name == "--kernel" and "k",
     )
     item = SimpleNamespace(nodeid="a.py::t[x@y]@group", config=config, get_closest_marker=lambda _: True)
-    assert evidence.repeat_command(item).startswith("pytest 'a.py::t[x@y]' --kernel k ")
+    assert repeat.command(item).startswith("pytest 'a.py::t[x@y]' --kernel k ")
+    assert " --timeout-scale 2" in repeat.command(item)

@@ -34,6 +34,7 @@ class Patient:
     """What each probe is to find."""
 
     agent: bool = False
+    behind: bool = False  # the agent answers behind a megabyte of nothing
     ticks: bool = True  # the clock page changes
     clock: int | None = CLOCK
     qmp: str = "answers"  # "silent", "lost"
@@ -53,7 +54,7 @@ class Patient:
         self._await = ""
         self.deadlines = Deadlines()
         self.vitals = Vitals(clock=self.clock)
-        self.link = SimpleNamespace(answers=self._answers)
+        self.link = SimpleNamespace(answers=self._answers, answers_behind=self._answers_behind)
         console = SimpleNamespace(
             mark=self._mark, send=lambda *_: None, wait_for=self._wait_for, tail=lambda *_: ("the last line",)
         )
@@ -78,6 +79,11 @@ class Patient:
     def _answers(self, _timeout: float) -> bool:
         self.asked.append("ping")
         return self.agent
+
+    def _answers_behind(self, timeout: float) -> bool:
+        assert 0 < timeout < 2
+        self.asked.append("megabyte")
+        return self.behind
 
     def _read(self, gpa: int, length: int) -> bytes:
         assert (gpa, length) == (CLOCK, 4096)

@@ -45,6 +45,7 @@ TABLE = [
     pytest.param({"cpus": (IDLE,), "sysrq": False}, K.AGENT_DEAD, id="the-clock-alone-proves-the-kernel"),
     pytest.param({"cpus": (USER, SPIN)}, K.AGENT_DEAD, id="one-of-two-in-the-kernel"),
     pytest.param({"cpus": (SPIN,), "printing": True}, K.AGENT_DEAD, id="busy-printing"),
+    pytest.param({"behind": True}, K.CHANNEL_BROKEN, id="agent-waits-for-the-rest-of-a-frame"),
     pytest.param({"cpus": (SPIN,)}, K.KERNEL_HUNG, id="spins-with-interrupts-on"),
     pytest.param({"cpus": (SPIN, SPIN)}, K.KERNEL_HUNG, id="both-spin"),
     pytest.param({"cpus": (IDLE, DEAF)}, K.KERNEL_HUNG, id="one-of-two-deaf"),
@@ -102,6 +103,7 @@ CLASSES = {
     K.AGENT_DEAD: AgentDead,
     K.KERNEL_HUNG: KernelHung,
     K.QEMU_STUCK: QemuStuck,
+    K.CHANNEL_BROKEN: ChannelBroken,
 }
 
 
@@ -140,6 +142,13 @@ def test_a_living_kernel_gets_no_nmi(patient):
     guest = patient()
     diagnose(guest, timed_out())
     assert "inject-nmi" not in guest.asked
+    assert guest.asked[-1] == "megabyte"
+
+
+def test_a_dead_kernel_is_not_sent_a_megabyte(patient):
+    guest = make(patient, cpus=(DEAF,), ticks=False, sysrq=False)
+    diagnose(guest, timed_out())
+    assert "megabyte" not in guest.asked
 
 
 PANIC = GuestPanicked("Kernel panic - not syncing", scene=Scene())

@@ -100,6 +100,53 @@ def test_the_first_bytes_of_garbage_are_shown(link, peer):
         pending.wait(5)
 
 
+def test_a_frame_that_never_ends_is_found_by_the_reply_inside_of_it(link, peer):
+    pending = link.submit(link.protocol.ping, b"a")
+    promised = link.protocol.encode(link.protocol.ping, 77, bytes(4096), flags=link.protocol.reply)[:32]
+    peer.sock.sendall(promised)
+    peer.reply(peer.request(), b"a")
+    with pytest.raises(ChannelBroken, match="inside of a frame that does not end"):
+        pending.wait(0.2)
+    again = link.submit(link.protocol.ping, b"b")
+    peer.reply(peer.request(), b"b")
+    assert again.wait(5).payload == b"b"
+
+
+def test_a_frame_that_comes_slowly_is_no_broken_one(link, peer):
+    pending = link.submit(link.protocol.ping, b"a")
+    whole = peer.frame(peer.request(), b"a" * 4000)
+    peer.sock.sendall(whole[:2000])
+    with pytest.raises(RequestTimedOut):
+        pending.wait(0.2)
+    peer.sock.sendall(whole[2000:])
+    again = link.submit(link.protocol.ping, b"b")
+    peer.request()  # the sign of life that the time-out asked for
+    peer.reply(peer.request(), b"b")
+    assert again.wait(5).payload == b"b"
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_an_agent_that_waits_for_the_rest_of_a_frame_answers_behind_it(link, peer, lives):
+    size = link.protocol.payload_max + link.protocol.header.size
+
+    def agent():
+        seen = 0
+        while seen < size:
+            seen += len(peer.sock.recv(1 << 16))
+        for _ in range(2):  # the first ping is told of the noise, and so may be the second
+            noise = link.protocol.noise_record.pack(skipped=size)
+            status = {"flags": link.protocol.reply, "status": 6}
+            peer.sock.sendall(link.protocol.encode(link.protocol.noise, 0, noise, **status))
+        peer.reply(peer.request())
+
+    thread = threading.Thread(target=agent)
+    if lives:
+        thread.start()
+    assert link.answers_behind(1.0 if lives else 0.2) is lives
+    if lives:
+        thread.join()
+
+
 def test_a_header_with_a_wrong_crc_is_garbage(link, peer):
     pending = link.submit(link.protocol.ping)
     frame = bytearray(peer.frame(peer.request()))

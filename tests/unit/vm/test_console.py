@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.errors import HostExhausted
 from harness.vm import Complaint, Console, GuestPanicked, GuestSilent, MachineFailure, Scene
 from harness.vm.complaints import classify
 from harness.vm.console import _Scan
@@ -220,6 +221,20 @@ def test_the_log_is_readable_after_closing_and_removal(guest: Guest) -> None:
     assert guest.console.text() == "remember me\n"
     assert guest.console.tail() == ("remember me",)
     assert guest.console.text(since=9) == "me\n"
+
+
+def test_who_waits_for_what_the_disk_had_no_room_for_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "console.log").symlink_to("/dev/full")
+    ours, theirs = socket.socketpair()
+    console = Console(ours, tmp_path / "console.log")
+    theirs.sendall(b"here it comes\n")
+    before = time.monotonic()
+    with pytest.raises(HostExhausted, match="log is full") as caught:
+        console.wait_for("here it comes", 30)
+    assert time.monotonic() - before < 5
+    assert "14 bytes of" in caught.value.observed
+    theirs.close()
+    console.close()
 
 
 def test_unread_output_is_not_lost_when_the_guest_dies(tmp_path: Path) -> None:

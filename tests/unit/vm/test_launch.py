@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Which name a death gets: the order of looking at the process and at the console."""
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.errors import HostExhausted
-from harness.vm import Console, GuestPanicked, QemuDied, QemuRefused
+from harness.errors import FailureKind, HostExhausted
+from harness.vm import Console, ConsoleLost, GuestPanicked, QemuDied, QemuRefused
 from harness.vm.launch import Launched
 
 
@@ -18,6 +19,7 @@ class FakeProcess:
 
     def __init__(self, now: int | None, later: int | None) -> None:
         self.now, self.later, self.waits = now, later, 0
+        self.pid = os.getpid()  # one that is not on its way out
 
     def status(self) -> int | None:
         return self.now
@@ -60,6 +62,20 @@ def test_a_closed_console_is_a_death_that_is_about_to_be_reaped(
     assert caught.value.signal_name == "SIGABRT"
     assert caught.value.observed == "killed by SIGABRT (it told)"
     assert "qemu: qemu: out of luck" in str(caught.value)
+
+
+def test_a_closed_console_of_a_process_that_lives_is_no_death(
+    line: tuple[socket.socket, Console], tmp_path: Path
+) -> None:
+    line[0].close()
+    line[1].wait_end(5)
+    process = FakeProcess(None, None)
+    launched = made(process, line[1], tmp_path)
+    for _ in range(3):
+        with pytest.raises(ConsoleLost) as caught:
+            launched.check()
+    assert caught.value.kind is FailureKind.CHANNEL_BROKEN
+    assert process.waits == 1  # known is known
 
 
 def test_a_panic_names_the_death_better_than_the_exit_code(

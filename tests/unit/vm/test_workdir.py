@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Private folders: made, removed, kept, and swept up after the dead."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.vm.workdir import Workdir, sweep, workdir_base
+from harness.vm.workdir import KEPT, Workdir, sweep, workdir_base
 
 
 def test_an_own_folder_is_private_and_removed(tmp_path: Path) -> None:
@@ -45,21 +46,80 @@ def test_a_living_owner_is_respected_and_so_are_strangers(tmp_path: Path) -> Non
     folder.close(keep=False)
 
 
-def test_a_dead_owners_folder_is_swept_by_the_next_machine(tmp_path: Path) -> None:
+def _killed_with_a_folder(base: Path, cache: Path, before: str = "") -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from harness.vm.workdir import Workdir;"
-        "w = Workdir(base=Path(sys.argv[1])); (w.path / 'console.log').write_text('x');"
+        "import os, signal, sys; from pathlib import Path; from harness.vm import workdir;" + before +
+        "w = workdir.Workdir(base=Path(sys.argv[1])); (w.path / 'console.log').write_text('x');"
         "os.kill(os.getpid(), signal.SIGKILL)"
-    )
+    )  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[3], check=False
-    )
+        [sys.executable, "-c", code, str(base)],
+        cwd=Path(__file__).parents[3], env={**os.environ, "IOBMD_CACHE": str(cache)}, check=False,
+    )  # fmt: skip
     assert done.returncode == -9
-    stale = list(tmp_path.iterdir())
-    assert len(stale) == 1
-    folder = Workdir(base=tmp_path)
-    assert list(tmp_path.iterdir()) == [folder.path]
+
+
+def test_a_dead_owners_folder_is_swept_by_the_next_machine(tmp_path: Path) -> None:
+    """Should its heir have died with it."""
+    base = tmp_path / "base"
+    base.mkdir()
+    _killed_with_a_folder(base, tmp_path, "workdir._HEIRS.name_one = lambda base: None;")
+    assert len(list(base.iterdir())) == 1
+    folder = Workdir(base=base)
+    assert list(base.iterdir()) == [folder.path]
     folder.close(keep=False)
+
+
+def test_a_killed_process_has_an_heir_that_removes_what_is_its_own(tmp_path: Path) -> None:
+    base, cache = tmp_path / "base", tmp_path / "cache"
+    for name in (
+        "base/iobmd-vm-1-kept",
+        "cache/locks",
+        "cache/modules/.tmp.dead",
+        "cache/modules/.tmp.alive",
+        "cache/modules/.tmp.strange",
+    ):
+        (tmp_path / name).mkdir(parents=True)
+    (base / "iobmd-vm-1-kept" / "console.log").write_text("somebody else's")
+    for name in ("dead", "alive"):
+        (cache / "locks" / f"modules.{name}").touch()
+    with (cache / "locks" / "modules.alive").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _killed_with_a_folder(base, cache)
+        end = time.monotonic() + 5
+        while len(list(base.iterdir())) > 1 or (cache / "modules" / ".tmp.dead").exists():
+            assert time.monotonic() < end, (*base.iterdir(), *cache.glob("*/.tmp.*"))
+            time.sleep(0.01)  # nobody tells when an heir is done
+        assert [path.name for path in base.iterdir()] == ["iobmd-vm-1-kept"]
+        # Of one without a lock nobody here knows the maker.
+        names = sorted(path.name for path in (cache / "modules").iterdir())
+        assert names == [".tmp.alive", ".tmp.strange"]
+
+
+def test_a_snapshot_that_is_being_made_does_not_outlive_its_maker(tmp_path: Path) -> None:
+    """From its first moment on, when no machine has been started yet."""
+    code = (
+        "import os, signal; from harness.vm import SnapshotStore; from harness.vm.snapshots import Slot;"
+        "Slot(SnapshotStore.default(), 'key', {}).make(lambda folder: os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    environment = {**os.environ, "IOBMD_CACHE": str(tmp_path), "TMPDIR": str(tmp_path)}
+    repository = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, env=environment, check=False)
+    assert done.returncode == -9
+    end = time.monotonic() + 5
+    while list(tmp_path.glob("snapshots/.tmp.*")):
+        assert time.monotonic() < end, list(tmp_path.glob("snapshots/*"))
+        time.sleep(0.01)  # nobody tells when an heir is done
+
+
+def test_only_the_newest_logs_are_kept(tmp_path: Path) -> None:
+    for number in range(KEPT + 3):
+        folder = tmp_path / f"iobmd-vm-1-{number:02}"
+        folder.mkdir()
+        (folder / "console.log").write_text("evidence")
+        os.utime(folder, (number, number))
+    assert sorted(path.name for path in sweep(tmp_path)) == [f"iobmd-vm-1-{number:02}" for number in range(3)]
+    assert len(list(tmp_path.iterdir())) == KEPT
 
 
 def test_a_folder_that_is_being_made_is_left_alone(tmp_path: Path) -> None:

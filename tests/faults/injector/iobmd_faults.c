@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Faults on demand: a word written to /dev/iobmd-faults breaks this kernel.
+ *
+ * For tests only.  What a word does not end comes back as the result of the
+ * write, so a fault that turned out harmless shows.
+ */
+#include <linux/completion.h>
+#include <linux/delay.h>
+#include <linux/fs.h>
+#include <linux/gfp.h>
+#include <linux/io.h>
+#include <linux/irqflags.h>
+#include <linux/miscdevice.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/preempt.h>
+#include <linux/printk.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/smp.h>
+#include <linux/spinlock.h>
+#include <linux/string.h>
+#include <linux/uaccess.h>
+#include <asm/desc.h>
+#include <asm/set_memory.h>
+
+/* No word is longer. */
+#define WORD_MAX 32
+/* Several times a kernel stack of 16 KiB. */
+#define DEPTH 4096
+#define IOC_PANIC _IO('f', 1)
+
+/* Raw: the others sleep on a realtime kernel. */
+static DEFINE_RAW_SPINLOCK(lock);
+static DEFINE_MUTEX(mutex);
+static unsigned long left_combined;
+
+static int do_panic(void)
+{
+	panic("iobmd-faults: as asked");
+}
+
+static int do_oops(void)
+{
+	int *nowhere = NULL;
+
+	OPTIMIZER_HIDE_VAR(nowhere);
+	WRITE_ONCE(*nowhere, 1);
+	return 0;
+}
+
+static int do_warn(void)
+{
+	WARN(1, "iobmd-faults: as asked\n");
+	return 0;
+}
+
+static int do_bug(void)
+{
+	BUG();
+}
+
+/* Takes interrupts and lets nobody else run on this processor. */
+static int do_spin(void)
+{
+	preempt_disable();
+	for (;;)
+		cpu_relax();
+	return 0;
+}
+
+/* Lets others run, and never returns. */
+static int do_spin_politely(void)
+{
+	for (;;)
+		cond_resched();
+	return 0;
+}
+
+static int do_spin_deaf(void)
+{
+	local_irq_disable();
+	for (;;)
+		cpu_relax();
+	return 0;
+}
+
+static int do_lock_twice(void)
+{
+	raw_spin_lock(&lock);
+	raw_spin_lock(&lock);
+	return 0;
+}
+
+static int do_lock_twice_deaf(void)
+{
+	raw_spin_lock_irq(&lock);
+	raw_spin_lock_irq(&lock);
+	return 0;
+}
+
+static int do_mutex_twice(void)
+{
+	mutex_lock(&mutex);
+	mutex_lock(&mutex);
+	return 0;
+}
+
+static void stand_still(void *unused)
+{
+	for (;;)
+		asm volatile("cli; hlt");
+}
+
+static int do_halt(void)
+{
+	on_each_cpu(stand_still, NULL, 0);
+	return 0;
+}
+
+/* The scheduler complains and sets the count right: nothing to enable then. */
+static int do_sleep_atomic(void)
+{
+	__preempt_count_add(PREEMPT_OFFSET);
+	schedule_timeout_uninterruptible(1);
+	return 0;
+}
+
+static int do_hang(void)
+{
+	DECLARE_COMPLETION_ONSTACK(never);
+
+	wait_for_completion(&never);
+	return 0;
+}
+
+/* For a while nobody else gets this processor; then everything is well. */
+static int stall(unsigned int milliseconds)
+{
+	preempt_disable();
+	for (unsigned int i = 0; i < milliseconds; i++)
+		mdelay(1);
+	preempt_enable();
+	return 0;
+}
+
+static int do_stall(void)
+{
+	return stall(2000);
+}
+
+static int do_stall_long(void)
+{
+	return stall(3500);
+}
+
+static int do_out_of_memory(void)
+{
+	while (alloc_pages(GFP_KERNEL, 0))
+		;
+	return -ENOMEM;
+}
+
+/* Every frame is looked at after the call, so none can be reused for it. */
+static noinline int recurse(int depth)
+{
+	char frame[256];
+	int below = 0;
+
+	memset(frame, depth, sizeof(frame));
+	OPTIMIZER_HIDE_VAR(depth);
+	if (depth)
+		below = recurse(depth - 1);
+	barrier_data(frame);
+	return below + frame[depth % sizeof(frame)];
+}
+
+static int do_stack_overflow(void)
+{
+	return recurse(DEPTH);
+}
+
+static noinline void write_behind(char *at, size_t size)
+{
+	OPTIMIZER_HIDE_VAR(at);
+	memset(at, 0x5a, size);
+}
+
+static noinline int do_stack_smash(void)
+{
+	char frame[64];
+
+	write_behind(frame, sizeof(frame) + 32);
+	return frame[0] & 1;
+}
+
+static int do_double_free(void)
+{
+	void *piece = kmalloc(512, GFP_KERNEL);
+	void *again = piece;
+
+	OPTIMIZER_HIDE_VAR(again);
+	kfree(piece);
+	kfree(again);
+	return 0;
+}
+
+static int do_triple_fault(void)
+{
+	static const struct desc_ptr none;
+
+	local_irq_disable();
+	native_load_idt(&none);
+	asm volatile("int3");
+	return 0;
+}
+
+/* Harmless to the kernel, and a lie about its memory: a page stays WC. */
+static int do_leave_combined(void)
+{
+	if (!left_combined)
+		left_combined = __get_free_page(GFP_KERNEL | __GFP_ZERO);
+	return left_combined ? set_memory_wc(left_combined, 1) : -ENOMEM;
+}
+
+/* The caller is the agent; no other signal of a sender's choice ends init. */
+static int do_kill_agent(void)
+{
+	force_sig(SIGSEGV);
+	return 0;
+}
+
+static int do_nothing(void)
+{
+	return 0;
+}
+
+static const struct {
+	const char *word;
+	int (*act)(void);
+} faults[] = {
+	{ "bug", do_bug },
+	{ "double-free", do_double_free },
+	{ "halt", do_halt },
+	{ "hang", do_hang },
+	{ "kill-agent", do_kill_agent },
+	{ "leave-combined", do_leave_combined },
+	{ "lock-twice", do_lock_twice },
+	{ "lock-twice-deaf", do_lock_twice_deaf },
+	{ "mutex-twice", do_mutex_twice },
+	{ "nothing", do_nothing },
+	{ "oops", do_oops },
+	{ "out-of-memory", do_out_of_memory },
+	{ "panic", do_panic },
+	{ "sleep-atomic", do_sleep_atomic },
+	{ "spin", do_spin },
+	{ "spin-deaf", do_spin_deaf },
+	{ "spin-politely", do_spin_politely },
+	{ "stack-overflow", do_stack_overflow },
+	{ "stack-smash", do_stack_smash },
+	{ "stall", do_stall },
+	{ "stall-long", do_stall_long },
+	{ "triple-fault", do_triple_fault },
+	{ "warn", do_warn },
+};
+
+static ssize_t faults_write(struct file *file, const char __user *from,
+			    size_t count, loff_t *at)
+{
+	char word[WORD_MAX] = "";
+	int error;
+
+	if (count >= sizeof(word))
+		return -EINVAL;
+	if (copy_from_user(word, from, count))
+		return -EFAULT;
+	for (size_t i = 0; i < ARRAY_SIZE(faults); i++) {
+		if (!sysfs_streq(word, faults[i].word))
+			continue;
+		error = faults[i].act();
+		return error < 0 ? error : count;
+	}
+	return -EINVAL;
+}
+
+static long faults_ioctl(struct file *file, unsigned int command,
+			 unsigned long argument)
+{
+	return command == IOC_PANIC ? do_panic() : -ENOTTY;
+}
+
+static const struct file_operations operations = {
+	.owner = THIS_MODULE,
+	.write = faults_write,
+	.unlocked_ioctl = faults_ioctl,
+};
+
+static struct miscdevice device = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "iobmd-faults",
+	.mode = 0600,
+	.fops = &operations,
+};
+
+module_misc_device(device);
+MODULE_DESCRIPTION("Breaks the kernel it is loaded into, for tests");
+MODULE_LICENSE("GPL");
