@@ -46,7 +46,7 @@ from harness.pytest_plugin.asked import (
 )
 from harness.pytest_plugin.attribution import current
 from harness.pytest_plugin.kept import keep
-from harness.pytest_plugin.kinds import error_of, note_kind
+from harness.pytest_plugin.kinds import error_of, note_kind, shorten
 from harness.pytest_plugin.runs import KEEP_RUNS
 from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, gone, lines, seats_of, taken
 from harness.pytest_plugin.workers import capped
@@ -218,6 +218,8 @@ def pytest_runtest_makereport(
     item.user_properties += attribution.properties(attribution.blame_of(item).trouble(call.when))
     report = yield
     note_kind(item, call, report)
+    if report.failed and call.excinfo is not None:
+        shorten(report, call.excinfo.value)
     if report.failed and seats:
         try:
             _look_closer(item, call, report, seats)

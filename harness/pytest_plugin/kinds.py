@@ -46,3 +46,10 @@ def note_kind(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Tes
     if kind is not None:
         item.user_properties.append((PROPERTY, kind.word))
         report.user_properties.append((PROPERTY, kind.word))
+
+
+def shorten(report: pytest.TestReport, error: BaseException) -> None:
+    """Keep an error of ours to its first line in pytest's short summary, which a CI gets uncut."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None and error_of(error) is not None:
+        crash.message = crash.message.partition("\n")[0]

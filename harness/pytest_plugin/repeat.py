@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from typing import Any
 
 import pytest
@@ -90,4 +91,12 @@ def _seeds(item: pytest.Item) -> list[str]:
         hypothesis = getattr(test, "_hypothesis_internal_use_generated_seed", None)
     if hypothesis is not None:
         words.append(f"--hypothesis-seed={hypothesis}")
+    if _hypothesis_on_ci():
+        words.append("--hypothesis-profile=ci")
     return words
+
+
+def _hypothesis_on_ci() -> bool:
+    """Whether Hypothesis chose its profile for CI by itself: no dice, where a desk has some."""
+    hypothesis = sys.modules.get("hypothesis")
+    return hypothesis is not None and hypothesis.settings.get_current_profile_name() == "ci"

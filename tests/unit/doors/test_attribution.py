@@ -58,7 +58,9 @@ def test_a_warning_fails_the_test_it_came_in_and_no_other(session):
     assert "the session guest was not left well by test_mine.py::test_warns: warning: " in said
 
 
-def test_the_same_report_is_shown_once(session):
+@pytest.mark.parametrize("ci", ["", "true"])  # where pytest cuts nothing short
+def test_the_same_report_is_shown_once(session, monkeypatch, ci):
+    monkeypatch.setenv("CI", ci)
     text = """
         def test_warns(guest):
             for _ in range(5):

@@ -23,6 +23,10 @@ def pytest_configure(config):
     config.add_cleanup(fake_guest.install())
 """
 FAILS = "def test_bad(guest): assert 0"
+CI_VARIABLES = (  # of hypothesis/_settings.py
+    *("CI", "TF_BUILD", "bamboo.buildKey", "BUILDKITE", "CIRCLECI", "CIRRUS_CI", "CODEBUILD_BUILD_ID"),
+    *("GITHUB_ACTIONS", "GITLAB_CI", "HEROKU_TEST_RUN_ID", "TEAMCITY_VERSION"),
+)
 
 
 @pytest.fixture
@@ -173,17 +177,37 @@ def test_evidence_that_goes_wrong_hides_nothing(session):
     assert "not kept: qemu.sh: TypeError: " in done.stdout.str()
 
 
+ROLLS_DICE = """
+from hypothesis import given, settings, strategies as st, HealthCheck
+
+@settings(database=None, suppress_health_check=list(HealthCheck))
+@given(st.integers())
+def test_bad(guest, n): assert n < 1000
+"""
+
+
+@pytest.fixture
+def at_a_desk(monkeypatch):
+    """Whatever Hypothesis knows a CI by is not set."""
+    for name in CI_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("at_a_desk")
 def test_the_record_has_what_a_test_depends_on(session, pytester, monkeypatch):
     monkeypatch.setenv("PYTHONHASHSEED", "7")
-    text = """
-        from hypothesis import given, settings, strategies as st, HealthCheck
-
-        @settings(database=None, suppress_health_check=list(HealthCheck))
-        @given(st.integers())
-        def test_bad(guest, n): assert n < 1000
-    """
     session(
-        text, "--cpus", "2", "--memory", "256", "--fresh", "--timeout-scale", "3", "-W", "error", apart=True
+        ROLLS_DICE,
+        "--cpus",
+        "2",
+        "--memory",
+        "256",
+        "--fresh",
+        "--timeout-scale",
+        "3",
+        "-W",
+        "error",
+        apart=True,
     )
     (file,) = pytester.path.glob("results/latest/*/repro.json")
     record = json.loads(file.read_text())
@@ -199,6 +223,15 @@ def test_the_record_has_what_a_test_depends_on(session, pytester, monkeypatch):
     assert re.fullmatch(r"--hypothesis-seed=\d+", seed)
     assert seed in (file.parent / "repeat.sh").read_text()
     assert record["settings"][record["settings"].index("-W") + 1] == "error"
+    assert "--hypothesis-profile=ci" not in record["settings"]
+
+
+@pytest.mark.usefixtures("at_a_desk")
+def test_a_failure_of_a_ci_is_repeated_with_what_its_ci_tried(session, pytester, monkeypatch):
+    monkeypatch.setenv("CI", "true")
+    session(ROLLS_DICE, apart=True)
+    (file,) = pytester.path.glob("results/latest/*/repro.json")
+    assert "--hypothesis-profile=ci" in json.loads(file.read_text())["settings"]
 
 
 def test_no_two_tests_share_a_folder():
