@@ -5,6 +5,7 @@ from harness.audit.book import Book, Violation
 from harness.audit.events import Decoder, Direction, Event, Flag, Kind, Piece, check_layouts
 from harness.audit.ledger import Ledger, build_ledger
 from harness.audit.live import Entry, Live
+from harness.audit.outside import Outside
 
 __all__ = [
     "Book",
@@ -16,6 +17,7 @@ __all__ = [
     "Kind",
     "Ledger",
     "Live",
+    "Outside",
     "Piece",
     "Violation",
     "build_ledger",
