@@ -17,7 +17,7 @@ _BY_DEVICE = ("wrong-iommu-permission", "unreachable-bus-address", "virt-to-phys
 _BY_OUTSIDE = ("mixed-types", "alias-conflict", "user-mapping-type", "not-where-claimed", *_BY_DEVICE)
 _AT_THE_END = ("leak-on-remove", "never-unmapped", "pool-leak", "type-not-restored")
 _UNITS = ("intel-iommu", "virtio-iommu", "amd-iommu")
-_WATCHED = sum(1 << kind for kind in Kind if Kind.PIECE < kind)
+_WATCHED = sum(1 << kind for kind in Kind if kind > Kind.PIECE)
 
 
 def blind_spots(run: AuditRun) -> tuple[Blind, ...]:

@@ -135,7 +135,9 @@ class Buffer:
 
     def describe(self) -> str:
         """Return it in a line."""
-        return f"{word_for(self.made.kind)} of {self.size} bytes at bus address {self.bus:#x} of {self.device}"
+        return (
+            f"{word_for(self.made.kind)} of {self.size} bytes at bus address {self.bus:#x} of {self.device}"
+        )
 
     def look(self, length: int = 0) -> Sight:
         """Look at it from outside, the guest stopped.

@@ -80,7 +80,9 @@ class Listing:
 
     def of(self, ours: Callable[[Event], bool]) -> list[Group]:
         """Return the groups whose first call is one of *ours*, in the order they began."""
-        return sorted((one for one in self.groups.values() if ours(one.first)), key=lambda one: one.first.number)
+        return sorted(
+            (one for one in self.groups.values() if ours(one.first)), key=lambda one: one.first.number
+        )
 
 
 def key_of(event: Event) -> Key:

@@ -264,7 +264,7 @@ class AuditRun:
     def _unload(self) -> None:
         if self._live:
             self.look()
-        self.observed.before_unload(self)
+        self.observed.ask(self.devices.values())
         present = loaded_modules(self.guest)
         for name in reversed(self.loaded):
             if name not in present:
@@ -274,7 +274,7 @@ class AuditRun:
             except GuestOSError as error:
                 if name == self.name:
                     raise DriverNotUnloaded(name, error) from error
-        self.observed.look(self.book, self._catch_up)
+        self.observed.leftovers(self.book, self._catch_up)
         self.missed = self._ledger.missed
 
     def _end(self) -> None:
@@ -297,5 +297,3 @@ class AuditRun:
         dead = isinstance(self.failure, GuestFailure)
         with contextlib.suppress(*(HarnessError, OSError) if dead else ()):
             self._stack.close()
-
-

@@ -112,9 +112,7 @@ def kind_of(path: str) -> Origin:
             )
         return Origin.FILE
     if not re.fullmatch(r"\w+", canonical(path), re.ASCII):
-        raise BadInput(
-            f"{path!r} is no module's name", hint="name a folder, a .ko file or a module: e1000e"
-        )
+        raise BadInput(f"{path!r} is no module's name", hint="name a folder, a .ko file or a module: e1000e")
     return Origin.TREE
 
 
