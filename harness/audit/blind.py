@@ -93,9 +93,9 @@ def _kernel(run: AuditRun) -> Iterator[Blind]:
 
 
 def _always(run: AuditRun) -> Iterator[Blind]:
-    del run
     yield Blind(
         "the kernel refuses these by itself, and warns once for each place until it is restarted",
         ("dma-from-stack", "dma-from-vmalloc"),
     )
-    yield Blind("memory types are judged by what page tables say: an emulated machine has no caches")
+    if run.provenance.accelerator == "tcg":
+        yield Blind("memory types are judged by what page tables say: an emulated machine has no caches")

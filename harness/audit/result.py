@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from harness.audit.findings import Finding
 from harness.contract import Provenance
-from harness.errors import HarnessError
+from harness.errors import FailureKind, HarnessError
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class AuditResult:
         driver: the module's name.
         source: where it comes from, for people.
         provenance: kernel, QEMU and machine.
-        machine: the machine's name and devices, as they were asked for.
+        asked: the machine's name and devices, as they were asked for.
         loaded: modules that were loaded, in order.
         bound: devices the driver drove, by name.
         exercised: what was done with it, ``""`` for nothing.
@@ -90,7 +90,7 @@ class AuditResult:
     driver: str
     source: str
     provenance: Provenance
-    machine: str
+    asked: str
     loaded: tuple[str, ...]
     bound: tuple[str, ...]
     exercised: str
@@ -107,12 +107,14 @@ class AuditResult:
 
     @property
     def exit_code(self) -> int:
-        """What ``iobmd audit`` exits with: a failure's, 1 with findings or complaints, 0."""
+        """What ``iobmd audit`` exits with: a failure, 1 with findings, a complaint of the kernel, 0."""
         if self.failure is not None:
             return self.failure.exit_code
-        return 1 if self.findings or self.complaints else 0
+        if self.findings:
+            return FailureKind.CLAUSE_BROKEN.exit_code
+        return FailureKind.KERNEL_TAINTED.exit_code if self.complaints else 0
 
 
 def exit_code(results: Iterable[AuditResult]) -> int:
-    """Return the exit code of several audits: that of the gravest failure, else 1 with findings, else 0."""
+    """Return the exit code of several audits: the highest of theirs."""
     return max((result.exit_code for result in results), default=0)

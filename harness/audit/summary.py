@@ -24,7 +24,7 @@ def summed_up(run: AuditRun, blind: tuple[Blind, ...]) -> AuditResult:
         driver=run.name,
         source=run.subject.describe(),
         provenance=run.provenance,
-        machine=run.asked,
+        asked=run.asked,
         loaded=tuple(run.loaded),
         bound=tuple(run.devices),
         exercised=run.exercised,

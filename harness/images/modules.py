@@ -107,7 +107,7 @@ class ModuleTree:
         return next((packed for packed in _spellings(path) if packed.is_file()), None)
 
     def paths(self) -> tuple[Path, ...]:
-        """Return the file of every module, by the name the kernel's lists give it: it may lie there packed."""
+        """Return the file of every module, by the name lists give it: it may lie there packed."""
         return tuple(self._paths.values())
 
     def any_module(self) -> Path | None:

@@ -74,7 +74,19 @@ def write_json(judgement: Judgement, path: Path, catalogue: Catalogue | None = N
         IncompleteJudgement: the judgement does not cover the catalogue.
         ReportNotWritten: the file cannot be written.
     """
-    text = to_json(judgement, catalogue)
+    write_text(to_json(judgement, catalogue), path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a report's text to *path*, as `write_json` does.
+
+    Args:
+        text: plain ASCII.
+        path: where to.
+
+    Raises:
+        ReportNotWritten: the file cannot be written.
+    """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             path.write_text(text, encoding="ascii")
