@@ -56,7 +56,16 @@ class Outside:
         self._guest = guest
         self._oracle = oracle or Oracle(guest.machine)
         self._drain = drain
+        self._catch_up: Callable[[], object] | None = None
         self._before: frozenset[int] = frozenset()
+
+    def drain_by(self, catch_up: Callable[[], object]) -> None:
+        """Leave it to somebody else to bring books up to date from now on.
+
+        Args:
+            catch_up: does that; called while the machine stands still.
+        """
+        self._catch_up = catch_up
 
     def begin(self) -> None:
         """Remember the pages that have another type than write-back now: whose they are is not asked later.
@@ -104,7 +113,9 @@ class Outside:
             if number:
                 self._guest.link.ping()
             with self._oracle.frozen() as view:
-                if self._drain is not None:
+                if self._catch_up is not None:
+                    self._catch_up()
+                elif self._drain is not None:
                     book.replay(self._drain())
                 seen = {_key(one): one for one in judge(view, book)}
             found = seen if not number else {key: one for key, one in seen.items() if key in found}
