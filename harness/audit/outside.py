@@ -56,7 +56,16 @@ class Outside:
         self._guest = guest
         self._oracle = oracle or Oracle(guest.machine)
         self._drain = drain
+        self._catch_up: Callable[[], object] | None = None
         self._before: frozenset[int] = frozenset()
+
+    def drain_by(self, catch_up: Callable[[], object]) -> None:
+        """Leave it to somebody else to bring books up to date from now on.
+
+        Args:
+            catch_up: does that; called while the machine stands still.
+        """
+        self._catch_up = catch_up
 
     def begin(self) -> None:
         """Remember the pages that have another type than write-back now: whose they are is not asked later.
@@ -82,12 +91,13 @@ class Outside:
         """
         return self._confirmed(book, self._judged)
 
-    def leftovers(self, book: Book) -> list[Violation]:
+    def leftovers(self, book: Book, module: str = "") -> list[Violation]:
         """Judge what is left when drivers have gone: memory of another type that nobody owns any more.
 
         Args:
             book: as for `look`. What lives in it, and what it has seen freed with another type, is left out:
                 that is told already.
+            module: who is named for what the ledger has seen nobody change.
 
         Returns:
             ``type-not-restored``, once for each call that changed a type.
@@ -95,7 +105,7 @@ class Outside:
         Raises:
             OracleError: as `harness.oracle.Oracle.frozen`.
         """
-        return self._confirmed(book, self._left)
+        return self._confirmed(book, lambda view, book: _left(view, book, self._before, module))
 
     def _confirmed(self, book: Book, judge: Callable[[View, Book], Iterable[Violation]]) -> list[Violation]:
         """Return what several looks agree on; if the first sees nothing, there is no second one."""
@@ -104,7 +114,9 @@ class Outside:
             if number:
                 self._guest.link.ping()
             with self._oracle.frozen() as view:
-                if self._drain is not None:
+                if self._catch_up is not None:
+                    self._catch_up()
+                elif self._drain is not None:
                     book.replay(self._drain())
                 seen = {_key(one): one for one in judge(view, book)}
             found = seen if not number else {key: one for key, one in seen.items() if key in found}
@@ -124,23 +136,22 @@ class Outside:
         machine = self._guest.machine
         return Machinery(machine.qmp.hmp, machine.spec.devices, machine.spec.cmdline)
 
-    def _left(self, view: View, book: Book) -> Iterator[Violation]:
-        owned = _frames((one.physical, one.length) for one in places_of(book).memory)
-        freed = (one.entry for one in book.violations if one.rule == "type-not-restored")
-        told = _frames(run for entry in freed if entry is not None for run in _runs(entry))
-        by_call: dict[int, tuple[Event, list[int]]] = {}
-        for frame in sorted(_odd_frames(view) - self._before - owned - told):
-            call = book.types.get(frame, _UNSEEN)
-            by_call.setdefault(call.number, (call, []))[1].append(frame)
-        for call, frames in by_call.values():
-            leaves = view.aliases([PhysRange(frames[0] * PAGE, PAGE)])
-            kinds = "+".join(sorted({leaf.pat_type.value for leaf in leaves}))
-            how = f"{len(frames)} pages are left as {kinds}, the first at {frames[0] * PAGE:#x}"
-            yield Violation("type-not-restored", call, None, how)
 
-
-_UNSEEN = Event(number=-1, kind=Kind.NOTHING)
-"""Stands for the call that changed a type where the ledger has seen none."""
+def _left(view: View, book: Book, before: frozenset[int], module: str) -> Iterator[Violation]:
+    """Yield pages of another type than write-back that are no live entry's, by the calls that changed them."""
+    owned = _frames((one.physical, one.length) for one in places_of(book).memory)
+    freed = (one.entry for one in book.violations if one.rule == "type-not-restored")
+    told = _frames(run for entry in freed if entry is not None for run in _runs(entry))
+    unseen = Event(number=-1, kind=Kind.NOTHING, module=module, driver=module)
+    by_call: dict[int, tuple[Event, list[int]]] = {}
+    for frame in sorted(_odd_frames(view) - before - owned - told):
+        call = book.types.get(frame, unseen)
+        by_call.setdefault(call.number, (call, []))[1].append(frame)
+    for call, frames in by_call.values():
+        leaves = view.aliases([PhysRange(frames[0] * PAGE, PAGE)])
+        kinds = "+".join(sorted({leaf.pat_type.value for leaf in leaves}))
+        how = f"{len(frames)} pages are left as {kinds}, the first at {frames[0] * PAGE:#x}"
+        yield Violation("type-not-restored", call, None, how)
 
 
 def _misplaced(view: View, stretches: Sequence[Stretch]) -> Iterator[Violation]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Judgements and audits for people (a table) and for machines (JSON); it knows results only, never a guest."""
+"""Judgements and audits for people (tables) and machines (JSON); it knows results only, never a guest."""
 
 from harness.report.audit_json import audits_to_json
 from harness.report.audit_table import print_audit, print_rule, print_rules
