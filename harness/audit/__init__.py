@@ -3,8 +3,11 @@
 
 from harness.audit.book import Book, Violation
 from harness.audit.events import Decoder, Direction, Event, Flag, Kind, Piece, check_layouts
+from harness.audit.findings import Finding, findings
 from harness.audit.ledger import Ledger, build_ledger
 from harness.audit.live import Entry, Live
+from harness.audit.rules import Observed, Points, Rule, rule, rules
+from harness.audit.sites import Site, Sites
 
 __all__ = [
     "Book",
@@ -12,12 +15,21 @@ __all__ = [
     "Direction",
     "Entry",
     "Event",
+    "Finding",
     "Flag",
     "Kind",
     "Ledger",
     "Live",
+    "Observed",
     "Piece",
+    "Points",
+    "Rule",
+    "Site",
+    "Sites",
     "Violation",
     "build_ledger",
     "check_layouts",
+    "findings",
+    "rule",
+    "rules",
 ]

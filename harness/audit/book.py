@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from harness.audit.events import Direction, Event, Flag, Kind
 from harness.audit.live import Entry, Live, bus_ranges
+from harness.forensics import Frame
 
 PAGE = 4096
 _CMA_ALIGNMENT = 1 << 20  # CONFIG_CMA_ALIGNMENT=8 pages: no allocation is promised more
@@ -44,12 +45,14 @@ class Violation:
         event: the call.
         entry: what it is about, where that is known.
         evidence: a sentence with the numbers.
+        place: where it is, when that is not where the call came from: the kernel's log named it.
     """
 
     rule: str
     event: Event
     entry: Entry | None
     evidence: str
+    place: Frame | None = None
 
 
 @dataclass
