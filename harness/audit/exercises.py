@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.audit.errors import ExerciseFailed
+from harness.audit.traffic import exercise as traffic
 from harness.errors import BadInput, HarnessError
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 SCRIPT_SECONDS = 300.0
 """What a script may take, times the machine's scale of deadlines."""
+
+TRAFFIC = "traffic"
+"""The exercise that uses every disk and network of the machine, and compares every byte at the far end."""
 
 _IN_GUEST = "/tmp/exercise"  # noqa: S108  the guest's, which nobody else uses
 _SHOWN = 12
@@ -56,16 +60,19 @@ def exercise_of(word: str) -> Exercise:
     """Return the exercise a word means.
 
     Args:
-        word: path of a Python file with ``def exercise(run)``, or of a script for the guest's ``sh``.
+        word: ``traffic``, or path of a Python file with ``def exercise(run)``, or of a script for the guest's
+            ``sh``.
 
     Raises:
         BadInput: there is no such file, or it has no such function.
     """
+    if word == TRAFFIC:
+        return Exercise("traffic through its disks and networks", lambda run: traffic(run.guest))
     file = Path(word)
     if not file.is_file():
         raise BadInput(
             f"there is no exercise {word}",
-            hint="name a script for the guest's sh, or a Python file with def exercise(run)",
+            hint=f"name a script for the guest's sh, a Python file with def exercise(run), or {TRAFFIC}",
         )
     if file.suffix == ".py":
         return Exercise(f"{word}, exercise(run)", _function(file))

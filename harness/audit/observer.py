@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from harness.audit.book import Book, Violation
-from harness.audit.events import Event
 from harness.audit.outside import Outside
 from harness.audit.sysfs import BoundDevice, past_the_dma_api
 from harness.errors import HarnessError
@@ -32,8 +31,7 @@ class Observations:
     def __init__(self, guest: Guest, oracle: Oracle) -> None:
         """Name the guest and who looks at it from outside."""
         self._guest = guest
-        self._outside = Outside(guest, oracle, self._drain)
-        self._catch_up: Callable[[], object] = tuple
+        self._outside = Outside(guest, oracle)
         self._seen: dict[tuple[str, int, int], Violation] = {}
         self._since = ""
         self._console = guest.machine.console.mark()
@@ -66,8 +64,8 @@ class Observations:
         Raises:
             GuestFailure: the guest is dead.
         """
-        self._catch_up = catch_up
         catch_up()
+        self._outside.drain_by(catch_up)
         self._try(lambda: self._note(self._outside.look(book)))
 
     def leftovers(self, book: Book, catch_up: Callable[[], None]) -> None:
@@ -76,8 +74,8 @@ class Observations:
         Raises:
             GuestFailure: the guest is dead.
         """
-        self._catch_up = catch_up
         catch_up()
+        self._outside.drain_by(catch_up)
         self._try(lambda: self._note(self._outside.leftovers(book)))
 
     def ask(self, devices: Iterable[BoundDevice]) -> None:
@@ -116,11 +114,6 @@ class Observations:
             often = f" ({times} times)" if times > 1 else ""
             lines.append(f"{splat.kind.value}: {splat.title}{often}")
         return tuple(lines)
-
-    def _drain(self) -> tuple[Event, ...]:
-        """Bring the book up to date; whoever does so replays into it, so there is nothing left to hand on."""
-        self._catch_up()
-        return ()
 
     def _note(self, seen: Sequence[Violation]) -> None:
         self.looks += 1

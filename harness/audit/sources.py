@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -116,7 +116,9 @@ def kind_of(path: str) -> Origin:
     return Origin.TREE
 
 
-def resolve(path: str, kernel: Kernel, progress: Progress, *, module: str = "") -> Subject:
+def resolve(
+    path: str, kernel: Kernel, progress: Progress, *, module: str = "", also: Sequence[str] = ()
+) -> Subject:
     """Return a driver ready to be loaded into a kernel, with all that it needs.
 
     Args:
@@ -125,6 +127,7 @@ def resolve(path: str, kernel: Kernel, progress: Progress, *, module: str = "") 
         kernel: what it is to be loaded into.
         progress: hears of the compilation.
         module: of a folder that builds several, which one is meant.
+        also: modules of the kernel's that are to be loaded before it although it does not name them.
 
     Raises:
         BadInput: nothing of that kind is there, it is built into the kernel, or a module it needs is missing.
@@ -146,7 +149,7 @@ def resolve(path: str, kernel: Kernel, progress: Progress, *, module: str = "") 
         found = KernelModule(canonical(file.name), file, file if _has_lines(file) else None)
     else:
         found = _own(path, kernel, tree)
-    return Subject(path, origin, found, _needs(found, tree), log)
+    return Subject(path, origin, found, _needs(found, tree, also), log)
 
 
 def _chosen(folder: Path, kernel: Kernel, wanted: str) -> str:
@@ -216,8 +219,8 @@ def _elsewhere(plain: str, kernel: Kernel) -> str:
     return f"{' and '.join(having)} have it as a module: --kernel {having[0]}" if having else ""
 
 
-def _needs(found: KernelModule, tree: ModuleTree) -> tuple[KernelModule, ...]:
+def _needs(found: KernelModule, tree: ModuleTree, also: Sequence[str]) -> tuple[KernelModule, ...]:
     ko = module_bytes(found.ko)
-    depends: Iterable[str] = filter(None, modinfo(ko).get("depends", "").split(","))
-    files = tree.load_order(depends)
+    depends = filter(None, modinfo(ko).get("depends", "").split(","))
+    files = tree.load_order((*also, *depends))
     return tuple(KernelModule(canonical(file.name), file) for file in files)
