@@ -67,9 +67,6 @@ def check_writable(path: Path) -> None:
 def write_json(judgement: Judgement, path: Path, catalogue: Catalogue | None = None) -> None:
     """Write `to_json` to *path*: all of it, or nothing at all.
 
-    The text goes to a new file in the same folder, which then takes the name. What is no regular file
-    (a pipe, a terminal) is written to directly.
-
     Raises:
         IncompleteJudgement: the judgement does not cover the catalogue.
         ReportNotWritten: the file cannot be written.
@@ -78,11 +75,10 @@ def write_json(judgement: Judgement, path: Path, catalogue: Catalogue | None = N
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a report's text to *path*, as `write_json` does.
+    """Write a report to *path*: all of it, or nothing at all.
 
-    Args:
-        text: plain ASCII.
-        path: where to.
+    The text goes to a new file in the same folder, which then takes the name. What is no regular file
+    (a pipe, a terminal) is written to directly.
 
     Raises:
         ReportNotWritten: the file cannot be written.
