@@ -68,15 +68,15 @@ class Observations:
         self._outside.drain_by(catch_up)
         self._try(lambda: self._note(self._outside.look(book)))
 
-    def leftovers(self, book: Book, catch_up: Callable[[], None]) -> None:
-        """Judge what the driver has left behind; it is gone.
+    def leftovers(self, book: Book, catch_up: Callable[[], None], module: str) -> None:
+        """Judge what a module has left behind; it is gone.
 
         Raises:
             GuestFailure: the guest is dead.
         """
         catch_up()
         self._outside.drain_by(catch_up)
-        self._try(lambda: self._note(self._outside.leftovers(book)))
+        self._try(lambda: self._note(self._outside.leftovers(book, module)))
 
     def ask(self, devices: Iterable[BoundDevice]) -> None:
         """Ask what only a living driver's devices tell."""

@@ -140,6 +140,11 @@ class AuditRun:
     # -- for exercises and tests ----------------------------------------------------------------------------
 
     @property
+    def begun(self) -> bool:
+        """Whether it came as far as a ledger in the guest: there is something to report then."""
+        return self.armed > 0
+
+    @property
     def name(self) -> str:
         """The driver's module."""
         return self.subject.name
@@ -274,7 +279,7 @@ class AuditRun:
             except GuestOSError as error:
                 if name == self.name:
                     raise DriverNotUnloaded(name, error) from error
-        self.observed.leftovers(self.book, self._catch_up)
+        self.observed.leftovers(self.book, self._catch_up, self.name)
         self.missed = self._ledger.missed
 
     def _end(self) -> None:

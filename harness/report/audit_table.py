@@ -31,7 +31,7 @@ def print_audit(result: AuditResult, console: Console | None = None, *, verbose:
     Args:
         result: the audit.
         console: where to; standard output by default.
-        verbose: all of what the driver made, call stacks of findings, every word about what was not judged.
+        verbose: all of what the driver made, and the call stacks of findings.
     """
     console = console or report_console()
     page = Page(console, min(console.width, _WIDEST))
@@ -53,7 +53,7 @@ def print_audit(result: AuditResult, console: Console | None = None, *, verbose:
         page.line(Text())
         page.hang(Text("the kernel complained  ", style="bold red"), line)
     page.line(Text())
-    _print_blind(page, result.blind, verbose)
+    _print_blind(page, result.blind)
     _print_closing(page, result)
 
 
@@ -117,31 +117,45 @@ def _told(row: Judged) -> str:
     left = f", {row.alive} left" if row.alive else ""
     size = f"{row.smallest}" if row.smallest == row.largest else f"{row.smallest} to {row.largest}"
     where = f", at {row.lowest:#x}..{row.highest:#x}" if row.highest else ""
-    reach = f" within {row.mask:#x}" if row.highest and row.mask else ""
+    reach = f", device reaches {_reach(row.mask)}" if row.highest and row.mask else ""
     broken = f"; breaks {', '.join(row.rules)}" if row.rules else ""
     direction = _DIRECTIONS.get(row.direction, row.direction)
     return f"{row.what}, {direction}, {row.device}: {made}{left}, {size} bytes{where}{reach}{broken}"
 
 
-def _print_blind(page: Page, blind: Sequence[Blind], verbose: bool) -> None:
-    for number, one in enumerate(blind):
-        rules = f" ({', '.join(one.rules)})" if one.rules else ""
+def _reach(mask: int) -> str:
+    return f"{mask.bit_length()} bits" if not mask & (mask + 1) else f"{mask:#x}"
+
+
+def _print_blind(page: Page, blind: Sequence[Blind]) -> None:
+    if blind:
+        page.line(Text("Not judged:", style="bold"))
+    for one in blind:
+        rules = f" [{', '.join(one.rules)}]" if one.rules else ""
         hint = f"; {one.hint}" if one.hint else ""
-        lead = "not judged" if not number else ""
-        page.hang(Text(f"{lead:<12}", style="yellow"), f"{one.what}{hint}{rules if verbose or rules else ''}")
+        page.hang(Text("- ", style="yellow"), f"{one.what}{hint}{rules}")
 
 
 def _print_closing(page: Page, result: AuditResult) -> None:
     found, made_on = len(result.findings), result.provenance
     made = sum(row.calls for row in result.judged)
-    count = f"{found} finding{'' if found == 1 else 's'}" if found else "no findings"
+    count = _of(found, "finding", "findings") if found else "no findings"
     if result.failure is not None:
         count += f", and the audit did not come to its end: {result.failure.kind.word}"
     page.line(Text())
     style = "bold red" if found or result.failure is not None else "bold"
-    page.hang(Text(), f"{count} in {made} buffers and mappings from {len(result.judged)} places", style=style)
+    page.hang(
+        Text(),
+        f"{count} in {_of(made, 'buffer or mapping', 'buffers and mappings')} "
+        f"from {_of(len(result.judged), 'place', 'places')}",
+        style=style,
+    )
     lost = f", {result.lost} lost" if result.lost else ", none lost"
     page.hang(_label("ledger"), f"{result.events} calls of the DMA API recorded{lost}")
     page.hang(_label("outside"), f"{result.looks} looks at the stopped machine")
     page.hang(_label("time"), f"{result.seconds:.2f} s, on a guest that was {made_on.start}")
     page.hang(_label("qemu"), f"{made_on.qemu}, accelerator {made_on.accelerator}")
+
+
+def _of(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
