@@ -93,7 +93,7 @@ class Live:
         return self._past.get((owner, bus))
 
     def gone(self) -> Iterator[Entry]:
-        """Yield those that have ended, of each address the last one."""
+        """Yield the last one at each address that has ended."""
         return iter(list(self._past.values()))
 
     def end(self, owner: int, entry: Entry, event: Event) -> None:

@@ -21,6 +21,7 @@ from harness.oracle.survey import Survey
 from harness.oracle.timing import Timing
 from harness.oracle.translate import NOWHERE
 from harness.oracle.view import View
+from harness.oracle.vtd import Domain, Mode, Reach, Remapping, read_root, requester
 
 __all__ = [
     "EFFECTIVE",
@@ -29,15 +30,19 @@ __all__ = [
     "Buffers",
     "CpuState",
     "DirectMap",
+    "Domain",
     "Expectations",
     "Leaf",
     "MemoryType",
     "Mismatch",
+    "Mode",
     "MtrrMap",
     "NotLongMode",
     "Oracle",
     "OracleError",
     "PhysRange",
+    "Reach",
+    "Remapping",
     "ReservedType",
     "StreamError",
     "Survey",
@@ -50,5 +55,7 @@ __all__ = [
     "decode_pat",
     "mask_of",
     "parse_device_state",
+    "read_root",
+    "requester",
     "types_in",
 ]
