@@ -138,7 +138,7 @@ class Outside:
 
 
 def _left(view: View, book: Book, before: frozenset[int], module: str) -> Iterator[Violation]:
-    """Yield pages of another type than write-back that are no live entry's, by the calls that changed them."""
+    """Yield pages that are not write-back and no live entry's, by the calls that changed them."""
     owned = _frames((one.physical, one.length) for one in places_of(book).memory)
     freed = (one.entry for one in book.violations if one.rule == "type-not-restored")
     told = _frames(run for entry in freed if entry is not None for run in _runs(entry))

@@ -116,9 +116,19 @@ class Types:
                 continue
             leaves = survey.leaves(row)
             kernel = {_fold(leaf.pat_type) for leaf in leaves if not leaf.user}
-            by_user = len(kernel) < 2
-            rule = "user-mapping-type" if by_user else "alias-conflict"
+            rule = "alias-conflict"
+            if len(kernel) < 2:
+                rule, event = "user-mapping-type", self._mapped_by(leaves, kernel) or event
             yield Violation(rule, event, entry, f"page {page.frame * PAGE:#x} is {_listed(leaves)}")
+
+    def _mapped_by(self, leaves: Sequence[Leaf], kernel: set[MemoryType]) -> Event | None:
+        """Return the call that gave user space the first mapping of another type than the kernel's."""
+        for leaf in leaves:
+            if leaf.user and _fold(leaf.pat_type) not in kernel:
+                calls = self._book.users.values()
+                mine = (one for one in calls if 0 <= leaf.va - one.owner < max(one.size, PAGE))
+                return max(mine, key=lambda one: one.number, default=None)
+        return None
 
     def _mixtures(self, pages: Sequence[_Page], seen: dict[int, _Seen]) -> Iterator[Violation]:
         """Yield buffers of several types, and memory of another type than was asked for."""
