@@ -6,6 +6,7 @@ from harness.audit.events import Decoder, Direction, Event, Flag, Kind, Piece, c
 from harness.audit.findings import Finding, findings
 from harness.audit.ledger import Ledger, build_ledger
 from harness.audit.live import Entry, Live
+from harness.audit.log import read_log
 from harness.audit.outside import Outside
 from harness.audit.rules import Observed, Points, Rule, rule, rules
 from harness.audit.sites import Site, Sites
@@ -32,6 +33,7 @@ __all__ = [
     "build_ledger",
     "check_layouts",
     "findings",
+    "read_log",
     "rule",
     "rules",
 ]

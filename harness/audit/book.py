@@ -49,14 +49,14 @@ class Violation:
         event: the call.
         entry: what it is about, where that is known.
         evidence: a sentence with the numbers.
-        place: where it is, when that is not where the call came from: the kernel's log named it.
+        place: the call's stack, innermost first, where the kernel's log has it and the event has none.
     """
 
     rule: str
     event: Event
     entry: Entry | None
     evidence: str
-    place: Frame | None = None
+    place: tuple[Frame, ...] = ()
 
 
 @dataclass
