@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.oracle import paging
-from harness.oracle.errors import OracleError
+from harness.oracle.errors import OracleError, ViewExpired
 from harness.oracle.paging import ENTRIES, PAGE, U64, Tables
 from harness.oracle.translate import NOWHERE
 
@@ -138,9 +138,19 @@ class Remapping:
     """
 
     def __init__(self, tables: Tables, root: int) -> None:
-        self._tables = tables
+        self._open: Tables | None = tables
         self._root = root & paging.ADDRESS
         self.scalable = bool(root & _SCALABLE)
+
+    def close(self) -> None:
+        """Let go of the machine's RAM."""
+        self._open = None
+
+    @property
+    def _tables(self) -> Tables:
+        if self._open is None:
+            raise ViewExpired
+        return self._open
 
     def domain(self, bus: int, devfn: int) -> Domain | None:
         """Return what a device's requests are translated by; None where every one of them is refused.
@@ -151,6 +161,7 @@ class Remapping:
 
         Raises:
             OracleError: an entry that is present says what the specification reserves.
+            ViewExpired: the guest runs again.
         """
         if self.scalable:
             return self._scalable(bus, devfn)
@@ -172,6 +183,9 @@ class Remapping:
         Args:
             domain: from `domain`.
             addresses: what the device is given, in any order.
+
+        Raises:
+            ViewExpired: the guest runs again.
         """
         wanted = np.array(addresses, dtype=np.uint64, ndmin=1)
         if domain.mode is Mode.UNTRANSLATED:
