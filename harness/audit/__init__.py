@@ -14,6 +14,7 @@ from harness.audit.expect import Expect, NotAsExpected, expect
 from harness.audit.findings import Finding, findings
 from harness.audit.ledger import Ledger, build_ledger
 from harness.audit.live import Entry, Live
+from harness.audit.log import read_log
 from harness.audit.outside import Outside
 from harness.audit.result import AuditResult, Blind, Judged
 from harness.audit.rules import Observed, Points, Rule, rule, rules
@@ -61,6 +62,7 @@ __all__ = [
     "expect",
     "findings",
     "kind_of",
+    "read_log",
     "resolve",
     "rule",
     "rules",

@@ -20,6 +20,7 @@ from harness.audit.follow import Follower
 from harness.audit.ledger import Ledger
 from harness.audit.listing import Listing
 from harness.audit.live import Entry, Live
+from harness.audit.log import read_log
 from harness.audit.observer import Observations
 from harness.audit.result import AuditResult
 from harness.audit.sites import DRIVER_BYTES, Sites
@@ -205,6 +206,7 @@ class AuditRun:
     def found(self) -> list[Finding]:
         """Return the findings as of the last look."""
         violations: list[Violation] = [*self.book.violations, *self.observed.violations]
+        violations += read_log(self.observed.said(), self.book, self.sites)
         names = {name for one in self.devices.values() for name in (one.name, *one.above)}
         return findings(violations, self.sites, modules={self.name, *self.loaded}, devices=names)
 

@@ -50,12 +50,9 @@ __all__ = [
     "MachineFailure",
     "MachineSpec",
     "MachineState",
-<<<<<<< HEAD
     "Network",
     "NetworkModel",
-=======
     "QTest",
->>>>>>> outside
     "Qemu",
     "QemuDied",
     "QemuRefused",
