@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.audit import Direction, DriverNotLoaded, DriverNotUnloaded, ExerciseFailed, NotAsExpected, expect
+from harness.audit import (
+    AuditRun,
+    Direction,
+    DriverNotLoaded,
+    DriverNotUnloaded,
+    ExerciseFailed,
+    NotAsExpected,
+    expect,
+)
 from harness.errors import BadInput, FailureKind
 from harness.forensics import GuestPanicked
 from harness.images import SilentProgress, build_module
@@ -156,8 +164,11 @@ def test_a_module_that_is_built_already(audit, guest_image, tmp_path):
 
 
 def test_a_driver_that_is_there_already(audit):
-    with pytest.raises(BadInput, match="in the guest already"), audit.module("virtio_console"):
-        pass
+    with audit.module("ends") as run:
+        again = AuditRun(run.guest, run.subject, run.ledger)
+        with pytest.raises(BadInput, match="in the guest already"), again:
+            pass
+        assert not again.begun
 
 
 def test_a_driver_of_the_kernels_own_with_traffic(audit):
