@@ -118,7 +118,8 @@ class Show:
 def log_of(guest: Guest) -> str:
     """Return a guest's kernel log."""
     call = (_SYSLOG, _READ_ALL, Out(_LOG_BYTES), _LOG_BYTES)
-    return guest.syscall(*call, what="syslog").outputs[0].decode(errors="replace")
+    result = guest.syscall(*call, what="syslog")
+    return result.outputs[0][: result.value].decode(errors="replace")
 
 
 def listed(guest: Guest, folder: str) -> set[str]:
