@@ -6,6 +6,8 @@ from harness.audit.events import Decoder, Direction, Event, Flag, Kind, Piece, c
 from harness.audit.findings import Finding, findings
 from harness.audit.ledger import Ledger, build_ledger
 from harness.audit.live import Entry, Live
+from harness.audit.log import read_log
+from harness.audit.outside import Outside
 from harness.audit.rules import Observed, Points, Rule, rule, rules
 from harness.audit.sites import Site, Sites
 
@@ -21,6 +23,7 @@ __all__ = [
     "Ledger",
     "Live",
     "Observed",
+    "Outside",
     "Piece",
     "Points",
     "Rule",
@@ -30,6 +33,7 @@ __all__ = [
     "build_ledger",
     "check_layouts",
     "findings",
+    "read_log",
     "rule",
     "rules",
 ]

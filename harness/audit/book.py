@@ -50,14 +50,14 @@ class Violation:
         event: the call to blame, or the one that shows it where `rules.Points` says that its making is.
         entry: what it is about, where that is known.
         evidence: a sentence with the numbers.
-        place: where it is, when that is not where the call came from: the kernel's log named it.
+        place: the call's stack, innermost first, where the kernel's log has it and the event has none.
     """
 
     rule: str
     event: Event
     entry: Entry | None
     evidence: str
-    place: Frame | None = None
+    place: tuple[Frame, ...] = ()
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Book:
         blocks: blocks of pools that are alive, by pool.
         violations: what was wrong, in the order it was seen.
         types: pages with another type than write-back, by frame number, and the call that made them so.
-        users: pages that a driver has given to user space, by frame number, and the last call that did.
+        users: the last call that mapped something into user space at each address.
     """
 
     whole: bool = True

@@ -34,7 +34,7 @@ class Finding:
         ended: where it had ended before, of what was used or ended once more.
         evidence: what was seen, with numbers; the first few that are different.
         count: how often.
-        number: of the first event.
+        number: of the first event; -1 where only the kernel's log tells.
     """
 
     rule: Rule
@@ -180,8 +180,8 @@ def _case(violation: Violation, sites: Sites, modules: Collection[str] | None) -
     about = _about(violation)
     made = sites.of(entry.made, modules) if entry is not None else None
     ended = None
-    if violation.place is not None:
-        site = sites.at(violation.place)
+    if violation.place:
+        site = sites.at(violation.place, event.driver, modules)
     elif made is not None and (which.points is Points.MAKING or not event.stack):
         site, made = made, None
     else:

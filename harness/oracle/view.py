@@ -22,6 +22,7 @@ from harness.oracle.recall import Ram, Recall
 from harness.oracle.survey import Survey, survey_of
 from harness.oracle.timing import Clock
 from harness.oracle.translate import translate
+from harness.oracle.vtd import Remapping
 
 
 class View:
@@ -59,6 +60,7 @@ class View:
         self._clock = clock or Clock()
         self._recall = recall or Recall()
         self._closed = False
+        self._remappings: list[Remapping] = []
         self._tables = Tables(ram)
         running = [cpu for cpu in cpus if cpu.paging] or list(cpus[:1])
         levels = {cpu.levels for cpu in running}
@@ -75,6 +77,8 @@ class View:
     def close(self) -> None:
         """End the view; `Oracle.frozen` does this before the guest goes on."""
         self._closed = True
+        for remapping in self._remappings:
+            remapping.close()
         self._forget()
         for name in ("_tables", "_ram"):  # arrays over all RAM would keep it from being unmapped
             self.__dict__.pop(name, None)
@@ -189,6 +193,36 @@ class View:
         with self._step("survey"):
             spans = Spans.of(address, storage)
             return survey_of(self._placed(spans), self._all, self._rules)
+
+    def survey_physical(self, start: ArrayLike, length: ArrayLike) -> Survey:
+        """Look at thousands of stretches of physical memory at once: their aliases, and the types of those.
+
+        `survey` for memory of which the physical address is known and a virtual one is not. Every row says
+        ``mapped``; memory that no leaf maps has no ``aliases`` and no types.
+
+        Args:
+            start: physical addresses of the first bytes; need not be RAM.
+            length: bytes from there on; one number for all or one each.
+
+        Raises:
+            BadInput: as for `survey`.
+        """
+        with self._step("survey"):
+            spans = Spans.of(start, length)
+            return survey_of(Placed(spans, spans.va), self._all, self._rules)
+
+    def remapping(self, root: int) -> Remapping:
+        """Read the tables of a DMA remapping unit (see `vtd`).
+
+        Args:
+            root: what its root table address register holds; RAM does not tell.
+
+        Returns:
+            The tables; they expire with this view.
+        """
+        self._check()
+        self._remappings.append(Remapping(self._tables, root))
+        return self._remappings[-1]
 
     def mtrr_type(self, pa: int) -> MemoryType:
         """Return the MTRR type of a physical address on the lowest-numbered vCPU."""

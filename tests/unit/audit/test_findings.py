@@ -20,7 +20,7 @@ def free(**fields):
 
 def found(*rows, **chosen):
     events = [Event(number=number, **row) for number, row in enumerate(rows)]
-    book, sites = Book(), Sites(lambda name: None)
+    book, sites = Book(), Sites({}.get)
     book.replay(events)
     sites.follow(events)
     return findings(book.violations, sites, **chosen)
