@@ -140,7 +140,8 @@ async def _image(session: Session, fd: int) -> AsyncIterator[None]:
     # Its size is that of a disk for the guest: none.  States lie behind it.
     empty = {"driver": "qcow2", "file": _SAVING_FILE, "size": 0}
     await _run(session, "blockdev-create", {"job-id": _JOB, "options": empty})
-    await session.execute("blockdev-add", {"driver": "qcow2", "node-name": _SAVING_NODE, "file": _SAVING_FILE})
+    image = {"driver": "qcow2", "node-name": _SAVING_NODE, "file": _SAVING_FILE}
+    await session.execute("blockdev-add", image)
     try:
         yield
     finally:
