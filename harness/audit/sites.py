@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from harness.audit.calls import DOORS, FUNCTIONS
+from harness.audit.calls import DOORS, FUNCTIONS, HELPERS
 from harness.audit.code import CodeText, ModuleCode
 from harness.audit.events import Event, Kind
+from harness.audit.texts import Sources
 from harness.errors import BadInput
 from harness.forensics import Frame, SourceLine, Symbols
 from harness.images.modules import ModuleTree, canonical
@@ -42,6 +43,7 @@ class Site:
         inlined: the function the line is in, where the compiler has put it into `function`; else ``""``.
         perhaps: where the line is unknown because the call was the last thing a function did, and so became a
             jump: places of such jumps in the module, the first few.
+        text: the line itself, ``""`` where the source is not at hand.
         stack: every frame, the caller's first, for people.
     """
 
@@ -52,6 +54,7 @@ class Site:
     line: int = 0
     inlined: str = ""
     perhaps: tuple[str, ...] = ()
+    text: str = ""
     stack: tuple[str, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
@@ -127,13 +130,20 @@ class Sites:
     time.  What was found out about a stack is kept.
     """
 
-    def __init__(self, files: Callable[[str], Path | None], kernel: Symbols | None = None) -> None:
+    def __init__(
+        self,
+        files: Callable[[str], Path | None],
+        kernel: Symbols | None = None,
+        sources: Mapping[str, Path] | None = None,
+    ) -> None:
         """Say where names come from.
 
         Args:
             files: gives the file of a module, by its name; None where there is none.
             kernel: names of the kernel's own functions; None: they stay addresses.
+            sources: folders of modules' sources, by name, to show lines from.
         """
+        self._sources = Sources(sources or {})
         self._files = files
         self._kernel = kernel
         self._codes: dict[str, ModuleCode | None] = {}
@@ -145,20 +155,26 @@ class Sites:
         self._found: dict[object, Site] = {}
 
     @classmethod
-    def of_guest(cls, guest: Guest, files: Mapping[str, Path] | None = None) -> Sites:
+    def of_guest(
+        cls,
+        guest: Guest,
+        files: Mapping[str, Path] | None = None,
+        sources: Mapping[str, Path] | None = None,
+    ) -> Sites:
         """Make the sites of a guest that answers; it is asked for the kernel's symbols, and then never again.
 
         Args:
             guest: it answers.
             files: object files of modules by name, with debug information where there is any
                 (`ModuleBuild.ko_debug`); iobmd's and those of the kernel's package are known.
+            sources: as for a `Sites`.
 
         Raises:
             GuestFailure: it does not answer.
         """
         known = {"iobmd": guest.image.module.ko_debug, **(files or {})}
         tree = ModuleTree(guest.image.kernel.modules)
-        return cls(lambda name: known.get(name) or tree.find(name), Symbols.of(guest))
+        return cls(lambda name: known.get(name) or tree.find(name), Symbols.of(guest), sources)
 
     def follow(self, events: Iterable[Event]) -> None:
         """Take the events that follow those taken before; of a violation's, only after this."""
@@ -231,11 +247,16 @@ class Sites:
             return Site(module, perhaps=_lines_of(self._jumps(module, names)), stack=stack)
         inside = _jumped_from(steps[at], direct=at == 0)
         if inside is None:
-            return steps[at].site(stack)
+            return self._shown(steps[at], stack)
         meant = list(self._jumps(module, names, inside))
         if len(meant) == 1 and inside.name:
-            return meant[0].site(stack)
+            return self._shown(meant[0], stack)
         return Site(module, inside.name, perhaps=_lines_of(meant), stack=stack)
+
+    def _shown(self, step: _Step, stack: tuple[str, ...]) -> Site:
+        site = step.site(stack)
+        text = self._sources.line(site.module, site.file, site.line)
+        return replace(site, text=text) if text else site
 
     def _attributed(
         self, frames: list[Frame], door: int, own: str, wanted: frozenset[str] | None
@@ -253,7 +274,9 @@ class Sites:
             beyond = next((frame.module for frame in frames if frame.module), "")
             if own or beyond:
                 return own or beyond, None
-            return "", 0 if frames else None
+            # The driver may be built in: the first that is no helper of the DMA API's.
+            at = next((i for i, frame in enumerate(frames) if not frame.symbol.startswith(HELPERS)), None)
+            return "", at
         # virtio_blk calls virtio_ring, which does not need it: the outermost that needs the inner one.
         users = [module for module in near if module and inner in self._needed(module)]
         user = users[-1] if users else inner

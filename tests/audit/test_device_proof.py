@@ -8,7 +8,7 @@ bytes that a device moves are the only proof.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from audit_stage import KERNELS, Region, Stage, log_of
 
-from harness.audit import Book, Direction, Entry, Kind, Ledger, Outside, build_ledger
+from harness.audit import Book, Direction, Entry, Kind, Ledger, Outside, Sites, Violation, build_ledger
+from harness.audit.log import read_log
 from harness.images import SilentProgress, build_module
 from harness.link import Guest, GuestOptions
-from harness.oracle import Edu, Mode, Oracle, read_root, requester
+from harness.oracle import Domain, Edu, Mode, Oracle, View, ViewExpired, read_root, requester
 
 PAGE = 4096
 LENGTH = 1024
@@ -32,6 +33,7 @@ MACHINES = {
     "intel": GuestOptions(
         devices=("intel-iommu,intremap=off", EDU), cmdline=("intel_iommu=on", "iommu.strict=1")
     ),
+    "lazy": GuestOptions(devices=("intel-iommu,intremap=off", EDU), cmdline=("intel_iommu=on",)),
     "scalable": GuestOptions(
         devices=("intel-iommu,intremap=off,x-scalable-mode=on", EDU),
         cmdline=("intel_iommu=on,sm_on", "iommu.strict=1"),
@@ -61,6 +63,7 @@ class Proof:
         book: what is alive in it.
         outside: judges that.
         edu: the device, driven by the host.
+        sites: names for the calls in the book.
     """
 
     machine: str
@@ -69,6 +72,7 @@ class Proof:
     book: Book
     outside: Outside
     edu: Edu
+    sites: Sites
 
     @property
     def protected(self) -> bool:
@@ -99,8 +103,12 @@ class Proof:
     def bytes_of(self, entry: Entry) -> bytes:
         return self.oracle.read(self.at(entry), 0, LENGTH)
 
-    def log(self) -> str:
-        return log_of(self.guest)
+    def stopped(self, move: Callable[[], object]) -> list[Violation]:
+        """Return what the kernel says of transfers that were stopped during a move."""
+        before = len(log_of(self.guest))
+        move()
+        said = log_of(self.guest)[before:]
+        return read_log(said, self.book, self.sites)
 
 
 @contextmanager
@@ -115,8 +123,11 @@ def shown(stage: Stage, kernel: str, machine: str, many: int = 0) -> Iterator[Pr
         outside.begin()
         guest.load_module(build.ko.read_bytes(), f"many={many}")
         book = Book()
-        book.replay(ledger.drain())
-        yield Proof(machine, guest, oracle, book, outside, Edu(guest.machine))
+        sites = Sites.of_guest(guest, {"witness": build.ko_debug})
+        events = ledger.drain()
+        sites.follow(events)
+        book.replay(events)
+        yield Proof(machine, guest, oracle, book, outside, Edu(guest.machine), sites)
         guest.unload_module("witness")
         assert outside.leftovers(book) == []
         assert book.violations == []
@@ -194,16 +205,31 @@ def test_a_device_cannot_write_what_is_mapped_for_it_to_read(proof):
     to, source = proof.mapping(TO), proof.mapping(BOTH)
     proof.fill(to, 1)
     data = proof.fill(source, 2)
-    proof.edu.copy(source.made.bus, to.made.bus, LENGTH)
+    stopped = proof.stopped(lambda: proof.edu.copy(source.made.bus, to.made.bus, LENGTH))
     assert (proof.bytes_of(to) == data) is not proof.protected
+    wanted = [("wrong-iommu-permission", to)] if proof.protected else []
+    assert [(one.rule, one.entry) for one in stopped] == wanted
 
 
-def test_a_device_reaches_nothing_beside_what_is_mapped(proof):
-    """An address that only looks right: of the same memory, but a physical one."""
+def test_a_physical_address_is_no_bus_address(proof):
+    """It looks right, and is where nothing translates."""
     source, into = proof.mapping(BOTH), proof.mapping(FROM)
     data = proof.fill(source, 3)
-    proof.edu.copy(source.made.physical, into.made.bus, LENGTH)
+    stopped = proof.stopped(lambda: proof.edu.copy(source.made.physical, into.made.bus, LENGTH))
     assert (proof.bytes_of(into) == data) is not proof.protected
+    wanted = [("virt-to-phys-as-bus", source)] if proof.protected else []
+    assert [(one.rule, one.entry) for one in stopped] == wanted
+
+
+def test_a_page_behind_a_buffer_is_out_of_reach(proof):
+    """The addresses behind the ring are mapped to nothing: it was the first thing to be allocated."""
+    ring, into = proof.ring, proof.mapping(FROM)
+    before = proof.fill(into, 6)
+    behind = ring.made.bus + ring.made.size
+    if proof.protected:
+        stopped = proof.stopped(lambda: proof.edu.copy(behind, into.made.bus, 64))
+        assert proof.bytes_of(into)[64:] == before[64:]
+        assert [(one.rule, one.entry) for one in stopped] == [("unreachable-bus-address", ring)]
 
 
 @pytest.mark.parametrize(
@@ -244,8 +270,45 @@ def test_the_domain_of_the_device(proof):
         domain = unit.domain(*requester(proof.edu.name))
         assert unit.scalable is (proof.machine == "scalable")
         assert (domain.mode is Mode.UNTRANSLATED) is (proof.machine == "pass-through")
-        empty = 0xE0
-        assert (unit.domain(0, empty) is None) is (proof.machine != "pass-through")
+        assert unit.domain(0, 0xE0) is None  # nothing is in that slot
+    with pytest.raises(ViewExpired):
+        unit.translate(domain, [0])
+
+
+def slot_of(view: View, domain: Domain, address: int) -> int:
+    """Return where the last entry is that translates a bus address, by a walk of this test's own."""
+    table = domain.root
+    for level in range(domain.levels, 0, -1):
+        slot = table + 8 * (address >> 12 + 9 * (level - 1) & 511)
+        if level == 1:
+            return slot
+        table = int.from_bytes(view.read(slot, 8), "little") & ~0xFFF
+    raise AssertionError("no levels")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "rule"),
+    [
+        (lambda entry: entry & ~3, "unreachable-bus-address"),
+        (lambda entry: entry | 2, "wrong-iommu-permission"),
+        (lambda entry: entry ^ PAGE, "not-where-claimed"),
+    ],
+)
+def test_a_spoiled_entry_of_the_unit_is_found(proof, spoil, rule):
+    if proof.machine not in ("intel", "scalable"):
+        return  # no tables in RAM
+    to = proof.mapping(TO)
+    with proof.oracle.frozen() as view:
+        unit = view.remapping(read_root(proof.guest.machine.qmp.hmp))
+        domain = unit.domain(*requester(proof.edu.name))
+        slot = slot_of(view, domain, to.made.bus)
+        good = int.from_bytes(view.read(slot, 8), "little")
+        view.write(slot, spoil(good).to_bytes(8, "little"))
+    found = proof.outside.look(proof.book)
+    with proof.oracle.frozen() as view:
+        view.write(slot, good.to_bytes(8, "little"))
+    assert [(one.rule, one.entry) for one in found] == [(rule, to)]
+    assert proof.outside.look(proof.book) == []
 
 
 def test_what_is_unmapped_is_out_of_the_tables_and_out_of_reach(proof):
@@ -256,5 +319,32 @@ def test_what_is_unmapped_is_out_of_the_tables_and_out_of_reach(proof):
     proof.guest.write_file("/sys/module/witness/parameters/undo", b"1")
     assert proof.outside.look(proof.book) == []
     assert len(proof.book.mappings) == 0
-    proof.edu.copy(source.made.bus, into.made.bus, LENGTH)
+    stopped = proof.stopped(lambda: proof.edu.copy(source.made.bus, into.made.bus, LENGTH))
     assert (proof.bytes_of(into) == before) is proof.protected
+    wanted = [("use-after-unmap", into)] if proof.protected else []
+    assert [(one.rule, one.entry) for one in stopped] == wanted
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_thousands_of_mappings_are_judged_in_one_stopped_moment(stage, kernel):
+    with shown(stage, kernel, "intel", many=MANY) as proof:
+        assert len(proof.book.mappings) >= MANY
+        before = len(proof.oracle.milliseconds)
+        assert proof.outside.look(proof.book) == []
+        assert len(proof.oracle.milliseconds) == before + 1
+
+
+def test_what_a_lazy_unit_remembers_is_not_in_its_tables(stage):
+    """Entries go with the call; what the unit has remembered goes a little later, and then it is enforced."""
+    with shown(stage, KERNELS[1], "lazy") as proof:
+        into, source = proof.mapping(FROM), proof.ring
+        data = proof.fill(source, 5)
+        proof.edu.copy(source.made.bus, into.made.bus, LENGTH)
+        assert proof.bytes_of(into) == data
+        proof.guest.write_file("/sys/module/witness/parameters/undo", b"1")
+        assert proof.outside.look(proof.book) == []
+        # The device needs 0.1 s of the guest's time for a move, the kernel 10 ms until it flushes.
+        proof.edu.take(source.made.bus, 64)
+        before = proof.fill(into, 9)
+        proof.edu.give(into.made.bus, LENGTH)
+        assert proof.bytes_of(into) == before
