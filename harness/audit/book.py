@@ -75,7 +75,7 @@ class Book:
         blocks: blocks of pools that are alive, by pool.
         violations: what was wrong, in the order it was seen.
         types: pages with another type than write-back, by frame number, and the call that made them so.
-        users: pages that a driver has given to user space, by frame number, and the last call that did.
+        users: the last call that mapped something into user space at each address.
     """
 
     whole: bool = True

@@ -30,7 +30,7 @@ class MemoryTypes:
             note: writes violations down.
             buffers: that are alive.
             types: pages of another type than write-back, by frame; kept up to date here.
-            users: pages given to user space, by frame; kept up to date here.
+            users: calls that mapped into user space, by address there; kept up to date here.
         """
         self._note = note
         self._buffers = buffers
@@ -93,8 +93,7 @@ class MemoryTypes:
         """Take a mapping of pages into user space."""
         if event.error:
             return
-        for frame in _given(event):
-            self._users[frame] = event
+        self._users[event.owner] = event
         if event.kind not in _AS_GIVEN:
             return
         cached = not event.gfp & _CACHE_BITS

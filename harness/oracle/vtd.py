@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.oracle import paging
-from harness.oracle.errors import OracleError
+from harness.oracle.errors import OracleError, ViewExpired
 from harness.oracle.paging import ENTRIES, PAGE, U64, Tables
 from harness.oracle.translate import NOWHERE
 
@@ -138,9 +138,19 @@ class Remapping:
     """
 
     def __init__(self, tables: Tables, root: int) -> None:
-        self._tables = tables
+        self._open: Tables | None = tables
         self._root = root & paging.ADDRESS
         self.scalable = bool(root & _SCALABLE)
+
+    def close(self) -> None:
+        """Let go of the machine's RAM."""
+        self._open = None
+
+    @property
+    def _tables(self) -> Tables:
+        if self._open is None:
+            raise ViewExpired
+        return self._open
 
     def domain(self, bus: int, devfn: int) -> Domain | None:
         """Return what a device's requests are translated by; None where every one of them is refused.
@@ -151,6 +161,7 @@ class Remapping:
 
         Raises:
             OracleError: an entry that is present says what the specification reserves.
+            ViewExpired: the guest runs again.
         """
         if self.scalable:
             return self._scalable(bus, devfn)
@@ -172,33 +183,15 @@ class Remapping:
         Args:
             domain: from `domain`.
             addresses: what the device is given, in any order.
+
+        Raises:
+            ViewExpired: the guest runs again.
         """
-        wanted = np.array(addresses, dtype=np.uint64, ndmin=1)
+        tables, wanted = self._tables, np.array(addresses, dtype=np.uint64, ndmin=1)
         if domain.mode is Mode.UNTRANSLATED:
             every = np.ones(len(wanted), dtype=np.bool_)
             return Reach(wanted, every, every.copy())
-        return self._walk(domain, wanted)
-
-    def _walk(self, domain: Domain, wanted: U64) -> Reach:
-        first = domain.mode is Mode.FIRST_LEVEL
-        physical = np.full(len(wanted), NOWHERE, dtype=np.uint64)
-        rights = np.zeros(len(wanted), dtype=np.uint64)
-        bits = min(paging.shift_of(domain.levels + 1), _WIDEST)
-        going = np.flatnonzero(wanted >> np.uint64(bits) == 0)
-        table = np.full(len(going), domain.root, dtype=np.uint64)
-        may = np.full(len(going), _READ | _WRITE, dtype=np.uint64)
-        for level in range(domain.levels, 0, -1):
-            index = wanted[going] >> np.uint64(paging.shift_of(level)) & np.uint64(ENTRIES - 1)
-            entry = self._tables.entries(table, index)
-            may = may & _rights(entry, first=first)
-            leaf = (may != 0) & _ends(entry, level)
-            inside = np.uint64(paging.leaf_size(level) - 1)
-            mine = going[leaf]
-            physical[mine] = entry[leaf] & np.uint64(paging.ADDRESS) & ~inside | wanted[mine] & inside
-            rights[mine] = may[leaf]
-            on = (may != 0) & ~leaf
-            going, table, may = going[on], entry[on] & np.uint64(paging.ADDRESS), may[on]
-        return Reach(physical, rights & np.uint64(_READ) != 0, rights & np.uint64(_WRITE) != 0)
+        return _walk(tables, domain, wanted)
 
     def _scalable(self, bus: int, devfn: int) -> Domain | None:
         """Legacy mode has requests without a PASID; here they get the one their context entry names."""
@@ -220,6 +213,28 @@ class Remapping:
 
     def _word(self, table: int, index: int) -> int:
         return self._tables.entry(table, index) or 0
+
+
+def _walk(tables: Tables, domain: Domain, wanted: U64) -> Reach:
+    first = domain.mode is Mode.FIRST_LEVEL
+    physical = np.full(len(wanted), NOWHERE, dtype=np.uint64)
+    rights = np.zeros(len(wanted), dtype=np.uint64)
+    bits = min(paging.shift_of(domain.levels + 1), _WIDEST)
+    going = np.flatnonzero(wanted >> np.uint64(bits) == 0)
+    table = np.full(len(going), domain.root, dtype=np.uint64)
+    may = np.full(len(going), _READ | _WRITE, dtype=np.uint64)
+    for level in range(domain.levels, 0, -1):
+        index = wanted[going] >> np.uint64(paging.shift_of(level)) & np.uint64(ENTRIES - 1)
+        entry = tables.entries(table, index)
+        may = may & _rights(entry, first=first)
+        leaf = (may != 0) & _ends(entry, level)
+        inside = np.uint64(paging.leaf_size(level) - 1)
+        mine = going[leaf]
+        physical[mine] = entry[leaf] & np.uint64(paging.ADDRESS) & ~inside | wanted[mine] & inside
+        rights[mine] = may[leaf]
+        on = (may != 0) & ~leaf
+        going, table, may = going[on], entry[on] & np.uint64(paging.ADDRESS), may[on]
+    return Reach(physical, rights & np.uint64(_READ) != 0, rights & np.uint64(_WRITE) != 0)
 
 
 def _scalable_domain(entry: list[int]) -> Domain:

@@ -112,8 +112,14 @@ class Show:
 
     def log(self) -> str:
         """Return the guest's kernel log."""
-        call = (_SYSLOG, _READ_ALL, Out(_LOG_BYTES), _LOG_BYTES)
-        return self.guest.syscall(*call, what="syslog").outputs[0].decode(errors="replace")
+        return log_of(self.guest)
+
+
+def log_of(guest: Guest) -> str:
+    """Return a guest's kernel log."""
+    call = (_SYSLOG, _READ_ALL, Out(_LOG_BYTES), _LOG_BYTES)
+    result = guest.syscall(*call, what="syslog")
+    return result.outputs[0][: result.value].decode(errors="replace")
 
 
 def listed(guest: Guest, folder: str) -> set[str]:
