@@ -213,11 +213,15 @@ def stacked(tmp_path, ring):
 def test_whoever_uses_a_library_has_made_the_call(stacked):
     assert stacked.of(alloc(LIBRARY + 1, LIBRARY + 2, USER + 3)).module == "user"
     assert stacked.of(alloc(LIBRARY + 1, USER + 3), ["library"]).module == "library"
+    assert stacked.of(alloc(LIBRARY + 1, USER + 3), ["library", "user"]).module == "user"
 
 
 def test_a_library_works_for_the_devices_driver(stacked):
     site = stacked.of(alloc(LIBRARY + 1, driver="driver"))
     assert (site.module, site.function) == ("driver", "")
+    assert str(site) == f"line unknown [driver], through {LIBRARY + 1:#x} [library]"
+    assert stacked.of(alloc(LIBRARY + 1, driver="driver"), ["driver", "library"]) == site
+    assert stacked.of(alloc(LIBRARY + 1, driver="driver"), ["library"]).module == "library"
 
 
 def test_the_user_of_a_library_is_not_the_driver_of_the_bus(stacked):
