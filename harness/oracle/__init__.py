@@ -8,6 +8,7 @@ memory *behaves* is not observed, only what the processor was told.
 
 from harness.oracle.aliases import PhysRange
 from harness.oracle.cpu import CpuState
+from harness.oracle.device import Edu
 from harness.oracle.directmap import DirectMap
 from harness.oracle.errors import NotLongMode, OracleError, ReservedType, StreamError, Unmapped, ViewExpired
 from harness.oracle.expect import Expectations, Mismatch, SurveyMismatch
@@ -31,6 +32,7 @@ __all__ = [
     "CpuState",
     "DirectMap",
     "Domain",
+    "Edu",
     "Expectations",
     "Leaf",
     "MemoryType",

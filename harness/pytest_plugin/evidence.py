@@ -104,6 +104,7 @@ def properties(item: pytest.Item, seats: tuple[Seat, ...]) -> list[tuple[str, ob
         found += [
             ("kernel", guest.hello.release),
             ("recipe", guest.image.kernel.label),
+            ("machine", seat.ground.machine),
             ("qemu", guest.machine.qemu_version),
             ("accelerator", guest.machine.accelerator.name),
             ("accelerator-reason", guest.machine.accelerator.reason),

@@ -13,6 +13,7 @@ import os
 import signal
 import statistics
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 
 import pytest
@@ -49,6 +50,19 @@ class Role(Enum):
     FRESH = "fresh"
 
 
+@dataclass(frozen=True)
+class Ground:
+    """What a guest runs on.
+
+    Attributes:
+        kernel: which of several kernels, as typed after ``--kernel``; None where there is only one.
+        machine: the name of its machine.
+    """
+
+    kernel: str | None
+    machine: str
+
+
 class NoCleanGuest(GuestFailure):
     """Every attempt to restore a guest has failed: no test after this one can be believed."""
 
@@ -59,14 +73,14 @@ class Seat:
     Args:
         role: what it is for.
         guest: started.
-        kernel: which of several kernels it runs, as typed after ``--kernel``; None where there is only one.
+        ground: what it runs on.
         snapshots: whether it may start from a snapshot.
         looked_at: somebody wants to see it after a failure: QEMU is to stay when the guest ends itself.
 
     Attributes:
         role: as given.
         guest: as given.
-        kernel: as given.
+        ground: as given.
         used_by: id of the last test that used it; ``""`` before the first.
         watch: whose trouble is whose.
         sections: addresses of its module's sections, where it is looked at.
@@ -76,11 +90,11 @@ class Seat:
     """
 
     def __init__(
-        self, role: Role, guest: Guest, kernel: str | None, *, snapshots: bool, looked_at: bool = False
+        self, role: Role, guest: Guest, ground: Ground, *, snapshots: bool, looked_at: bool = False
     ) -> None:
         self.role = role
         self.guest = guest
-        self.kernel = kernel
+        self.ground = ground
         self.used_by = ""
         self.watch = Watch(guest)
         self.closed = False
@@ -96,7 +110,7 @@ class Seat:
         machine = guest.machine
         accelerator = machine.accelerator
         self._what = (
-            f"{guest.hello.release} ({guest.image.kernel.label}), "
+            f"{guest.hello.release} ({guest.image.kernel.label}) on {ground.machine}, "
             f"QEMU {machine.qemu_version}, {accelerator.name}: {accelerator.reason}"
         )
 
@@ -171,7 +185,11 @@ class Seat:
     def summary(self) -> tuple[str, ...]:
         """Lines for the end of the session: what it was, how it started, the restores, the deaths."""
         first, *later = self.guest.starts
-        head = self._what if self.role is Role.SESSION else f"a second guest, {self.guest.hello.release}"
+        head = (
+            self._what
+            if self.role is Role.SESSION
+            else f"a second guest, {self.guest.hello.release} on {self.ground.machine}"
+        )
         # A boot that was not the second choice is the first of its kind.
         new = self._snapshots and first.how is StartKind.BOOTED and not first.why
         parts = [head, f"{first} (its snapshot was made)" if new else str(first)]
@@ -300,11 +318,16 @@ def roles_of(item: pytest.Item) -> tuple[Role, ...]:
 
 
 def seats_of(item: pytest.Item) -> tuple[Seat, ...]:
-    """Return the seats a test uses and that are taken, by guests of the test's kernel."""
+    """Return the seats a test uses and that are taken, by guests of the test's kernel and machine."""
     callspec = getattr(item, "callspec", None)
-    kernel = callspec.params.get("guest_image") if callspec is not None else None
+    params = callspec.params if callspec is not None else {}
+    kernel, machine = params.get("guest_image"), params.get("named_machine")
     found = (seat_of(item.config, role) for role in roles_of(item))
-    return tuple(seat for seat in found if seat is not None and seat.kernel == kernel)
+    return tuple(
+        seat
+        for seat in found
+        if seat is not None and seat.ground.kernel == kernel and machine in (None, seat.ground.machine)
+    )
 
 
 def _told(error: HarnessError) -> str:

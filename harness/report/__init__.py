@@ -5,6 +5,7 @@ from harness.report.clauses import Proof, print_clauses
 from harness.report.complete import IncompleteJudgement, require_complete
 from harness.report.decisions import decisions_table
 from harness.report.json_report import ReportNotWritten, check_writable, to_json, write_json
+from harness.report.machines import machines_to_json, print_machines, write_machines
 from harness.report.table import print_judgement, report_console
 
 __all__ = [
@@ -13,10 +14,13 @@ __all__ = [
     "ReportNotWritten",
     "check_writable",
     "decisions_table",
+    "machines_to_json",
     "print_clauses",
     "print_judgement",
+    "print_machines",
     "report_console",
     "require_complete",
     "to_json",
     "write_json",
+    "write_machines",
 ]
