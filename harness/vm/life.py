@@ -71,9 +71,10 @@ class Life:
         """
         self.qmp.execute("stop", timeout=REWIND_SECONDS * self.qmp.scale)
         snapshot.rewind(self.ram)
+        self.launched.attached.rewind()
         load_state(self.qmp)
         # A port that could not send while nobody read sends when somebody does: so this comes last.
-        for port in self.launched.ports.values():
+        for port in (*self.launched.ports.values(), *self.launched.attached.wires):
             with contextlib.suppress(OSError):
                 while port.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT):
                     pass

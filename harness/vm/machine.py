@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from harness.errors import BadInput, interruption, named_exhaustion
 from harness.vm.accel import AcceleratorVerdict, choose_accelerator
+from harness.vm.attached import Attached
 from harness.vm.capture import capture_device_state, save_state
 from harness.vm.console import Console
 from harness.vm.errors import MachineFailure
@@ -199,6 +200,11 @@ class Machine:
                 f"no virtio-serial port {name!r}", observed="ports: " + (", ".join(ports) or "none")
             )
         return ports[name]
+
+    @property
+    def attached(self) -> Attached:
+        """The host's ends of the disks and networks; to be looked up again after a `restore`."""
+        return self._life.launched.attached
 
     def check(self) -> None:
         """Returns if the machine is alive; costs a few microseconds.
