@@ -23,6 +23,7 @@ from harness.vm.machine import Machine, MachineState
 from harness.vm.process import process_stat
 from harness.vm.qemu import Qemu, find_qemu
 from harness.vm.qmp import Qmp, QmpEvent
+from harness.vm.qtest import QTest
 from harness.vm.ram import GuestRam, ram_ranges
 from harness.vm.services import RemoteShell, Services
 from harness.vm.snapshot import Snapshot, SnapshotUnusable
@@ -51,6 +52,7 @@ __all__ = [
     "MachineState",
     "Network",
     "NetworkModel",
+    "QTest",
     "Qemu",
     "QemuDied",
     "QemuRefused",

@@ -21,6 +21,7 @@ from harness.vm.launch import CONSOLE_LOG, QEMU_LOG
 from harness.vm.life import Life, living
 from harness.vm.qemu import Qemu, find_qemu
 from harness.vm.qmp import Qmp
+from harness.vm.qtest import QTest
 from harness.vm.ram import GuestRam
 from harness.vm.services import RemoteShell, Services
 from harness.vm.snapshot import Snapshot, write_snapshot
@@ -162,6 +163,11 @@ class Machine:
     def qmp(self) -> Qmp:
         """QEMU's machine protocol."""
         return self._life.qmp
+
+    @property
+    def qtest(self) -> QTest:
+        """QEMU's test port: I/O ports and device registers, from the host."""
+        return self._life.qtest
 
     @property
     def ram(self) -> GuestRam:
@@ -406,10 +412,3 @@ class Machine:
     @staticmethod
     def _not_started() -> BadInput:
         return BadInput("the machine was not started", hint="use it as: with Machine(spec) as machine: ...")
-
-
-def _drain(sock: socket.socket) -> None:
-    """Drop what has arrived and was not read."""
-    with suppress(OSError):
-        while sock.recv(1 << 18, socket.MSG_DONTWAIT):
-            pass
