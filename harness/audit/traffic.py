@@ -24,7 +24,7 @@ def attachment(name: str) -> Disk | Network | None:
     """Return the disk or network that a device's name asks for; None: it is some other device.
 
     Args:
-        name: a model: ``nvme``, ``ahci``, ``virtio-blk``, ``e1000e`` or ``virtio-net``; the name QEMU has for
+        name: a model: ``nvme``, ``ahci``, ``virtio-blk``, ``e1000e``, ``e1000`` or ``virtio-net``; the name QEMU has for
             a virtio device with ``-pci`` at its end means the same.
     """
     plain = name.removesuffix("-pci")
@@ -58,7 +58,7 @@ def exercise(
     if not done:
         raise BadInput(
             "there is nothing to exercise: no disk and no network of this machine has a driver",
-            hint="--device nvme, ahci, virtio-blk, e1000e or virtio-net gives the machine one; "
+            hint="--device nvme, ahci, virtio-blk, e1000e, e1000 or virtio-net gives the machine one; "
             "anything else needs an exercise of its own",
         )
     return done
