@@ -2,6 +2,7 @@
 """Virtual machines: specification, accelerator, QEMU process, protocol, console, memory."""
 
 from harness.vm.accel import AcceleratorVerdict, choose_accelerator
+from harness.vm.capture import Capture
 from harness.vm.complaints import Complaint, ConsoleEvent
 from harness.vm.console import READY_LINE, RESTORED_LINE, Console
 from harness.vm.errors import (
@@ -33,6 +34,7 @@ __all__ = [
     "RESTORED_LINE",
     "Accel",
     "AcceleratorVerdict",
+    "Capture",
     "Complaint",
     "Console",
     "ConsoleEvent",

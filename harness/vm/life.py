@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from harness.vm.capture import load_state
+from harness.vm.capture import Captures, load_state
 from harness.vm.errors import MachineFailure
 from harness.vm.launch import Launched, launched
+from harness.vm.plugs import Plugs
 from harness.vm.qemu import Qemu
 from harness.vm.qmp import Qmp
 from harness.vm.ram import MIB, GuestRam, ram_ranges
@@ -45,12 +46,16 @@ class Life:
         ram: the guest's memory.
         qmp: its protocol.
         snapshot: what it was started from; only then can it be put back.
+        captures: what is known of its CPUs.
+        plugs: what was plugged into it.
     """
 
     launched: Launched
     ram: GuestRam
     qmp: Qmp
     snapshot: Snapshot | None
+    captures: Captures
+    plugs: Plugs
 
     @property
     def gone(self) -> bool:
@@ -69,6 +74,7 @@ class Life:
         self.qmp.execute("stop", timeout=REWIND_SECONDS * self.qmp.scale)
         snapshot.rewind(self.ram)
         load_state(self.qmp)
+        self.captures.forget()
         # A port that could not send while nobody read sends when somebody does: so this comes last.
         for port in self.launched.ports.values():
             with contextlib.suppress(OSError):
@@ -133,7 +139,7 @@ def living(
         it.console.scale = scale
         qmp = Qmp(it.qmp, check=it.check_ended, scene=it.scene, deadline=START_SECONDS * scale, scale=scale)
         stack.callback(qmp.close)
-        life = Life(it, ram, qmp, snapshot)
+        life = Life(it, ram, qmp, snapshot, Captures(qmp), Plugs(qmp, spec))
         it.answered = True
         it.explain = life.explain
         stack.callback(life.end)
