@@ -61,6 +61,14 @@ class Kind(IntEnum):
     PAGES_ARRAY_UC = 33
     PAGES_ARRAY_WC = 34
     PAGES_ARRAY_WB = 35
+    USER_PAGE = 36
+    USER_PAGES = 37
+    USER_RANGE = 38
+    USER_FRAME = 39
+    USER_FRAME_PROT = 40
+    USER_MIXED = 41
+    BIND = 42
+    UNBIND = 43
 
 
 class Flag(IntFlag):
@@ -122,14 +130,17 @@ class Event:
         coherent_mask: coherent mask when the call was made.
         boundary: its segment boundary mask, 0 for none.
         size: bytes; the new mask, or pages for memory types.
-        bus: DMA address; the alignment for a pool's making.
+        bus: DMA address; the alignment for a pool's making; for `Kind.USER_PAGE` to `Kind.USER_MIXED` the
+            physical address of the process's top page table.
         virtual: kernel address, or the object's.
         physical: address of the first byte, 0 where unknown.
         attrs: DMA_ATTR_*.
-        gfp: how it was allocated; of a user mapping the low half of its page protection.
+        gfp: how it was allocated; of a user mapping the low half of the page protection asked for.
         owner: the pool, or a user mapping's address.
         error: 0 or a negative errno.
-        module: name of the module of the first frame that is in one; ``""`` for the kernel itself.
+        module: name of the module of the first frame that is in one; ``""`` for the kernel itself. Of
+            `Kind.BIND` and `Kind.UNBIND` the driver's; of a user mapping without such a frame the one whose
+            file is mapped.
         driver: the device's driver, at most 15 characters.
         subsystem: the device's bus, at most 11 characters.
         name: the device's, at most 19 characters; the pool's for its making.

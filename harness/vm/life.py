@@ -15,6 +15,7 @@ from harness.vm.launch import Launched, launched
 from harness.vm.plugs import Plugs
 from harness.vm.qemu import Qemu
 from harness.vm.qmp import Qmp
+from harness.vm.qtest import QTest
 from harness.vm.ram import MIB, GuestRam, ram_ranges
 from harness.vm.snapshot import Snapshot
 from harness.vm.spec import MachineSpec
@@ -45,6 +46,7 @@ class Life:
         launched: its process, console and ports.
         ram: the guest's memory.
         qmp: its protocol.
+        qtest: its test port.
         snapshot: what it was started from; only then can it be put back.
         captures: what is known of its CPUs.
         plugs: what was plugged into it.
@@ -53,6 +55,7 @@ class Life:
     launched: Launched
     ram: GuestRam
     qmp: Qmp
+    qtest: QTest
     snapshot: Snapshot | None
     captures: Captures
     plugs: Plugs
@@ -73,10 +76,11 @@ class Life:
         """
         self.qmp.execute("stop", timeout=REWIND_SECONDS * self.qmp.scale)
         snapshot.rewind(self.ram)
+        self.launched.attached.rewind()
         load_state(self.qmp)
         self.captures.forget()
         # A port that could not send while nobody read sends when somebody does: so this comes last.
-        for port in self.launched.ports.values():
+        for port in (*self.launched.ports.values(), *self.launched.attached.wires):
             with contextlib.suppress(OSError):
                 while port.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT):
                     pass
@@ -139,7 +143,9 @@ def living(
         it.console.scale = scale
         qmp = Qmp(it.qmp, check=it.check_ended, scene=it.scene, deadline=START_SECONDS * scale, scale=scale)
         stack.callback(qmp.close)
-        life = Life(it, ram, qmp, snapshot, Captures(qmp), Plugs(qmp, spec))
+        qtest = QTest(qmp)
+        stack.callback(qtest.close)
+        life = Life(it, ram, qmp, qtest, snapshot, Captures(qmp), Plugs(qmp, spec))
         it.answered = True
         it.explain = life.explain
         stack.callback(life.end)

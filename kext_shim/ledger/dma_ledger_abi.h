@@ -67,6 +67,17 @@ enum dma_ledger_kind {
 	DMA_LEDGER_PAGES_ARRAY_UC,
 	DMA_LEDGER_PAGES_ARRAY_WC,
 	DMA_LEDGER_PAGES_ARRAY_WB,
+	/* vm_insert_page(), vm_insert_pages(), remap_pfn_range() */
+	DMA_LEDGER_USER_PAGE,
+	DMA_LEDGER_USER_PAGES,
+	DMA_LEDGER_USER_RANGE,
+	/* vmf_insert_pfn(), vmf_insert_pfn_prot(), vmf_insert_mixed() */
+	DMA_LEDGER_USER_FRAME,
+	DMA_LEDGER_USER_FRAME_PROT,
+	DMA_LEDGER_USER_MIXED,
+	/* a driver was tried on a device, and left it with all devres freed */
+	DMA_LEDGER_BIND,
+	DMA_LEDGER_UNBIND,
 	DMA_LEDGER_KINDS,
 };
 
@@ -103,15 +114,19 @@ enum dma_ledger_flag {
  * @coherent_mask: its coherent DMA mask
  * @boundary: its segment boundary mask, 0 where none was set
  * @size: bytes; the new mask for set_mask; pages for set_memory and set_pages
- * @bus: DMA address of the first byte
+ * @bus: DMA address of the first byte; of user mappings other than mmap the
+ *	physical address of the process's top page table
  * @virtual_address: kernel address; the list for scatter-gather calls; the
  *	object for pages, noncontiguous memory and arrays of pages
  * @physical: of the first byte, or 0
  * @attrs: DMA_ATTR_*
- * @gfp: of allocations; of mmap the low half of the page protection
+ * @gfp: of allocations; of user mappings the low half of the page protection
+ *	that was asked for
  * @owner: the pool; a mapping's user address; a pool's alignment is in @bus
  * @error: 0 or a negative errno
- * @module: id of the module of the first frame that is in one, 0 for none
+ * @module: id of the module of the first frame that is in one, 0 for none; of
+ *	bind and unbind the driver's; of user mappings without such a frame the
+ *	one whose file is mapped
  * @driver: of the device, shortened
  * @subsystem: the bus, shortened
  * @name: of the device, or of the pool for pool_create, shortened

@@ -4,10 +4,13 @@
  * function's first instruction, and is named in the table of probes.
  */
 #include <linux/dma-mapping.h>
+#include <linux/fs.h>
+#include <linux/io.h>
 #include <linux/mm.h>
 #include <linux/ptrace.h>
 
 #include "dma_ledger_enter.h"
+#include "dma_ledger_modules.h"
 
 #define ARGUMENT(n) regs_get_kernel_argument(regs, n)
 
@@ -236,4 +239,99 @@ void ledger_enter_pages_array(struct ledger_call *call, struct pt_regs *regs)
 {
 	call->record.virtual_address = ARGUMENT(0);
 	call->record.size = (int)ARGUMENT(1);
+}
+
+/*
+ * Is it a module's doing?  The driver is not on the stack when its mmap ends
+ * in the call; the file that is mapped names it then.
+ */
+static u32 mapper_of(const struct vm_area_struct *area)
+{
+	const struct file *file = area->vm_file;
+
+	return file ? ledger_module_of((unsigned long)file->f_op->mmap) : 0;
+}
+
+/* Processes are made of mappings that are of no interest here. */
+bool ledger_wanted_user(struct pt_regs *regs)
+{
+	return ledger_module_of(*(unsigned long *)kernel_stack_pointer(regs)) ||
+	       mapper_of((const struct vm_area_struct *)ARGUMENT(0));
+}
+
+static void take_area(struct ledger_call *call, struct pt_regs *regs)
+{
+	const struct vm_area_struct *area = (const void *)ARGUMENT(0);
+
+	call->record.bus = virt_to_phys(area->vm_mm->pgd);
+	call->record.owner = ARGUMENT(1);
+	call->record.gfp = pgprot_val(area->vm_page_prot);
+	if (!call->record.module)
+		call->record.module = mapper_of(area);
+}
+
+/* (vma, addr, page) */
+void ledger_enter_user_page(struct ledger_call *call, struct pt_regs *regs)
+{
+	take_area(call, regs);
+	ledger_record_physical(&call->record,
+			       page_to_phys((struct page *)ARGUMENT(2)));
+	call->record.size = PAGE_SIZE;
+}
+
+/* (vma, addr, pages, num); what is left of num is told on the way out */
+void ledger_enter_user_pages(struct ledger_call *call, struct pt_regs *regs)
+{
+	take_area(call, regs);
+	call->record.virtual_address = ARGUMENT(2);
+	call->argument = ARGUMENT(3);
+	call->entries = *(unsigned long *)ARGUMENT(3);
+}
+
+/* (vma, addr, pfn, size, prot) */
+void ledger_enter_user_range(struct ledger_call *call, struct pt_regs *regs)
+{
+	take_area(call, regs);
+	ledger_record_physical(&call->record, PFN_PHYS(ARGUMENT(2)));
+	call->record.size = ARGUMENT(3);
+	call->record.gfp = ARGUMENT(4);
+}
+
+/* (vma, addr, pfn[, pgprot]); a pfn_t has flags above its frame number */
+void ledger_enter_user_frame(struct ledger_call *call, struct pt_regs *regs)
+{
+	u64 physical = PFN_PHYS(ARGUMENT(2)) & __PHYSICAL_MASK;
+
+	take_area(call, regs);
+	ledger_record_physical(&call->record, physical);
+	call->record.size = PAGE_SIZE;
+	if (call->record.kind == DMA_LEDGER_USER_FRAME_PROT)
+		call->record.gfp = ARGUMENT(3);
+}
+
+/* (dev, drv) */
+void ledger_enter_bind(struct ledger_call *call, struct pt_regs *regs)
+{
+	const struct device_driver *driver = (const void *)ARGUMENT(1);
+
+	take_device(call, regs);
+	strscpy(call->record.driver, driver->name, sizeof(call->record.driver));
+	call->record.module = ledger_module_id(driver->owner);
+}
+
+/* A device without a driver has nothing to leave. */
+bool ledger_wanted_unbind(struct pt_regs *regs)
+{
+	return READ_ONCE(((struct device *)ARGUMENT(0))->driver);
+}
+
+/* (dev, drv, parent) */
+void ledger_enter_unbind(struct ledger_call *call, struct pt_regs *regs)
+{
+	const struct device *device = (const void *)ARGUMENT(0);
+	const struct device_driver *driver = READ_ONCE(device->driver);
+
+	take_device(call, regs);
+	if (driver)
+		call->record.module = ledger_module_id(driver->owner);
 }

@@ -25,5 +25,15 @@ ledger_enter_fn ledger_enter_mmap;
 ledger_enter_fn ledger_enter_memory;
 ledger_enter_fn ledger_enter_pages;
 ledger_enter_fn ledger_enter_pages_array;
+ledger_enter_fn ledger_enter_user_page;
+ledger_enter_fn ledger_enter_user_pages;
+ledger_enter_fn ledger_enter_user_range;
+ledger_enter_fn ledger_enter_user_frame;
+ledger_enter_fn ledger_enter_bind;
+ledger_enter_fn ledger_enter_unbind;
+
+/* Named after the calls that are of interest. */
+ledger_wanted_fn ledger_wanted_user;
+ledger_wanted_fn ledger_wanted_unbind;
 
 #endif /* DMA_LEDGER_ENTER_H */

@@ -152,3 +152,49 @@ void ledger_leave_status(struct ledger_call *call, unsigned long result)
 	call->record.error = (int)result;
 	ledger_record_write(&call->record);
 }
+
+void ledger_leave_pages_array(struct ledger_call *call, unsigned long result)
+{
+	struct page **pages = (struct page **)call->record.virtual_address;
+
+	call->record.error = (int)result;
+	ledger_record_write_pages(&call->record, pages, call->record.size);
+}
+
+void ledger_leave_user_pages(struct ledger_call *call, unsigned long result)
+{
+	struct page **pages = (struct page **)call->record.virtual_address;
+	unsigned long mapped = call->entries - *(unsigned long *)call->argument;
+
+	call->record.error = (int)result;
+	call->record.size = mapped * PAGE_SIZE;
+	ledger_record_write_pages(&call->record, pages, mapped);
+}
+
+void ledger_leave_fault(struct ledger_call *call, unsigned long result)
+{
+	if ((vm_fault_t)result & VM_FAULT_ERROR)
+		call->record.error = -EFAULT;
+	ledger_record_write(&call->record);
+}
+
+/* The masks as the driver left them, however it set them. */
+void ledger_leave_bind(struct ledger_call *call, unsigned long result)
+{
+	const struct device *device = (void *)call->record.device;
+
+	/* The driver core calls an error that is no reason to stop positive. */
+	call->record.error = -abs((int)result);
+	call->record.mask = device->dma_mask ? *device->dma_mask : 0;
+	call->record.coherent_mask = device->coherent_dma_mask;
+	ledger_record_write(&call->record);
+}
+
+/* It may have been another's driver that was to leave. */
+void ledger_leave_unbind(struct ledger_call *call, unsigned long result)
+{
+	const struct device *device = (void *)call->record.device;
+
+	if (!READ_ONCE(device->driver))
+		ledger_record_write(&call->record);
+}

@@ -15,5 +15,10 @@ ledger_leave_fn ledger_leave_pool_alloc;
 ledger_leave_fn ledger_leave_mask;
 ledger_leave_fn ledger_leave_mmap;
 ledger_leave_fn ledger_leave_status;
+ledger_leave_fn ledger_leave_pages_array;
+ledger_leave_fn ledger_leave_user_pages;
+ledger_leave_fn ledger_leave_fault;
+ledger_leave_fn ledger_leave_bind;
+ledger_leave_fn ledger_leave_unbind;
 
 #endif /* DMA_LEDGER_LEAVE_H */

@@ -185,3 +185,22 @@ u32 ledger_module_of(unsigned long address)
 	}
 	return 0;
 }
+
+/**
+ * ledger_module_id - which module is that?
+ * @module: a module, or NULL for the kernel
+ *
+ * Return: its id, or 0.
+ */
+u32 ledger_module_id(const struct module *module)
+{
+	unsigned int i;
+
+	for (i = 0; module && i < ARRAY_SIZE(codes); i++) {
+		const struct code *code = &codes[i];
+
+		if (smp_load_acquire(&code->base) && code->module == module)
+			return code->id;
+	}
+	return 0;
+}

@@ -4,8 +4,11 @@
 
 #include <linux/types.h>
 
+struct module;
+
 int ledger_modules_watch(void);
 void ledger_modules_unwatch(void);
 u32 ledger_module_of(unsigned long address);
+u32 ledger_module_id(const struct module *module);
 
 #endif /* DMA_LEDGER_MODULES_H */

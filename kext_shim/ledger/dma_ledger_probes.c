@@ -19,6 +19,7 @@ struct watch {
 	u16 kind;
 	ledger_enter_fn *enter;
 	ledger_leave_fn *leave;
+	ledger_wanted_fn *wanted;
 	struct kretprobe probe;
 	bool armed;
 };
@@ -32,6 +33,12 @@ struct watch {
 	{                                                      \
 		.names = { _name, "__" _name }, .kind = _kind, \
 		.enter = _enter,                               \
+	}
+
+#define CONCERNS(_kind, _name, _enter, _leave, _wanted)             \
+	{                                                           \
+		.names = { _name }, .kind = _kind, .enter = _enter, \
+		.leave = _leave, .wanted = _wanted,                 \
 	}
 
 static struct watch watches[] = {
@@ -91,11 +98,33 @@ static struct watch watches[] = {
 	BEGINS(DMA_LEDGER_PAGES_WB, "set_pages_wb", ledger_enter_pages,
 	       ledger_leave_status),
 	BEGINS(DMA_LEDGER_PAGES_ARRAY_UC, "set_pages_array_uc",
-	       ledger_enter_pages_array, ledger_leave_status),
+	       ledger_enter_pages_array, ledger_leave_pages_array),
 	BEGINS(DMA_LEDGER_PAGES_ARRAY_WC, "set_pages_array_wc",
-	       ledger_enter_pages_array, ledger_leave_status),
+	       ledger_enter_pages_array, ledger_leave_pages_array),
 	BEGINS(DMA_LEDGER_PAGES_ARRAY_WB, "set_pages_array_wb",
-	       ledger_enter_pages_array, ledger_leave_status),
+	       ledger_enter_pages_array, ledger_leave_pages_array),
+	CONCERNS(DMA_LEDGER_USER_PAGE, "vm_insert_page", ledger_enter_user_page,
+		 ledger_leave_status, ledger_wanted_user),
+	CONCERNS(DMA_LEDGER_USER_PAGES, "vm_insert_pages",
+		 ledger_enter_user_pages, ledger_leave_user_pages,
+		 ledger_wanted_user),
+	CONCERNS(DMA_LEDGER_USER_RANGE, "remap_pfn_range",
+		 ledger_enter_user_range, ledger_leave_status,
+		 ledger_wanted_user),
+	CONCERNS(DMA_LEDGER_USER_FRAME, "vmf_insert_pfn",
+		 ledger_enter_user_frame, ledger_leave_fault,
+		 ledger_wanted_user),
+	CONCERNS(DMA_LEDGER_USER_FRAME_PROT, "vmf_insert_pfn_prot",
+		 ledger_enter_user_frame, ledger_leave_fault,
+		 ledger_wanted_user),
+	CONCERNS(DMA_LEDGER_USER_MIXED, "vmf_insert_mixed",
+		 ledger_enter_user_frame, ledger_leave_fault,
+		 ledger_wanted_user),
+	BEGINS(DMA_LEDGER_BIND, "really_probe", ledger_enter_bind,
+	       ledger_leave_bind),
+	CONCERNS(DMA_LEDGER_UNBIND, "device_release_driver_internal",
+		 ledger_enter_unbind, ledger_leave_unbind,
+		 ledger_wanted_unbind),
 };
 
 static int called(struct kprobe *probe, struct pt_regs *regs)
@@ -115,6 +144,8 @@ static int entered(struct kretprobe_instance *instance, struct pt_regs *regs)
 		container_of(get_kretprobe(instance), struct watch, probe);
 	struct ledger_call *call = (struct ledger_call *)instance->data;
 
+	if (watch->wanted && !watch->wanted(regs))
+		return 1;
 	call->argument = 0;
 	call->entries = 0;
 	ledger_record_begin(&call->record, watch->kind, regs);

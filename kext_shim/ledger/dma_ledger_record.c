@@ -271,3 +271,45 @@ void ledger_record_write_list(struct dma_ledger_record *record,
 		put_piece(&piece, number + 1 + i);
 	}
 }
+
+/* The pages of an array that lie in a row, from one of them on. */
+static unsigned long pages_in_a_row(struct page **pages, unsigned long count)
+{
+	unsigned long i;
+
+	for (i = 1; i < count; i++)
+		if (page_to_pfn(pages[i]) != page_to_pfn(pages[0]) + i)
+			break;
+	return i;
+}
+
+/**
+ * ledger_record_write_pages - the same, with the runs of an array of pages
+ * @record: the record
+ * @pages: the array
+ * @count: its entries
+ */
+void ledger_record_write_pages(struct dma_ledger_record *record,
+			       struct page **pages, unsigned long count)
+{
+	struct dma_ledger_piece piece;
+	unsigned long at, run;
+	u64 number;
+	u32 i;
+
+	for (at = 0; at < count; at += pages_in_a_row(pages + at, count - at))
+		record->pieces++;
+	if (count)
+		record->physical = page_to_phys(pages[0]);
+	number = ledger_ring_reserve(1 + (u64)record->pieces);
+	if (number == LEDGER_NO_ROOM)
+		return;
+	put(record, number);
+	for (at = 0, i = 0; at < count; at += run, i++) {
+		run = pages_in_a_row(pages + at, count - at);
+		begin_piece(&piece, number, record->time, i);
+		piece.physical = page_to_phys(pages[at]);
+		piece.length = run * PAGE_SIZE;
+		put_piece(&piece, number + 1 + i);
+	}
+}

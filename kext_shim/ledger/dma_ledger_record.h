@@ -16,6 +16,8 @@ struct ledger_call {
 	unsigned int entries;
 };
 
+/* Tell whether a call is worth a record. */
+typedef bool ledger_wanted_fn(struct pt_regs *regs);
 /* Fill in what a call's arguments tell. */
 typedef void ledger_enter_fn(struct ledger_call *call, struct pt_regs *regs);
 /* ... what its result tells, and write it down. */
@@ -33,5 +35,7 @@ void ledger_record_write_runs(struct dma_ledger_record *record);
 void ledger_record_write_list(struct dma_ledger_record *record,
 			      struct scatterlist *list, unsigned int entries,
 			      unsigned int mapped);
+void ledger_record_write_pages(struct dma_ledger_record *record,
+			       struct page **pages, unsigned long count);
 
 #endif /* DMA_LEDGER_RECORD_H */
