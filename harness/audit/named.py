@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import time
 
@@ -63,9 +64,21 @@ def listed(guest: Guest, folder: str) -> list[str]:
 
 
 def driver_of(guest: Guest, address: str) -> str:
-    """Return the driver a PCI device has at the moment, ``""`` for none; for example ``"e1000e"``."""
+    """Return the driver a PCI device has at the moment, ``""`` for none; for example ``"e1000e"``.
+
+    virtio-pci only makes a virtio device of it, so that one's driver is meant where there is one.
+    """
+    folder = f"/sys/bus/pci/devices/{address}"
+    driver = _driver(guest, folder)
+    if driver != "virtio-pci":
+        return driver
+    within = [name for name in listed(guest, folder) if re.fullmatch(r"virtio\d+", name)]
+    return _driver(guest, f"{folder}/{within[0]}") if within else ""
+
+
+def _driver(guest: Guest, folder: str) -> str:
     try:
-        return _target(guest, f"/sys/bus/pci/devices/{address}/driver").rpartition("/")[2]
+        return _target(guest, f"{folder}/driver").rpartition("/")[2]
     except GuestOSError:
         return ""
 

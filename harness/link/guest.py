@@ -20,6 +20,7 @@ from harness.link.errors import AgentDead, OperationTimedOut, RequestTimedOut
 from harness.link.link import Hello, Link
 from harness.link.origin import Origin
 from harness.link.peer import PEER_PORT_NAME, Peer
+from harness.link.plugs import Plugged, plug, unplug
 from harness.link.process import Process
 from harness.link.program import Program
 from harness.link.start import Start
@@ -90,6 +91,7 @@ class GuestOptions:
         timeout_scale: what every deadline that is not given is multiplied by.
         peer: give the guest the port that `Guest.peer` needs.
         ports: further virtio-serial ports, by name; `Machine.port` has their host ends.
+        slots: how many devices `Guest.plug` can put in at a time.
     """
 
     memory_mib: int = 512
@@ -106,6 +108,7 @@ class GuestOptions:
     timeout_scale: float = 1.0
     peer: bool = True
     ports: tuple[str, ...] = ()
+    slots: int = 0
 
 
 class Guest(Process):
@@ -315,6 +318,21 @@ class Guest(Process):
         """Unload a kernel module; one in use is GuestOSError EAGAIN or EBUSY, nothing is waited for."""
         self.syscall(Nr.DELETE_MODULE, cstring(name), os.O_NONBLOCK, what=f"unload module {name}")
 
+    def plug(self, device: str) -> Plugged:
+        """Plug a PCI device into the running guest; its kernel has seen it when this returns.
+
+        So it is how a device is watched whose model QEMU cannot capture, such as nvme: the CPUs' PAT and
+        MTRRs are captured before it comes.  A restored guest is without it.  See `harness.link.plugs.plug`.
+
+        Args:
+            device: what follows QEMU's ``-device``, without ``id`` and ``bus``.
+        """
+        return plug(self, device)
+
+    def unplug(self, plugged: Plugged) -> None:
+        """Take a device away again; see `harness.link.plugs.unplug`."""
+        unplug(self, plugged)
+
     def attach(self, ticket: int) -> None:
         """Make the link to an agent that has just begun; for `harness.link.origin`.
 
@@ -441,4 +459,5 @@ class Guest(Process):
             devices=options.devices,
             disks=options.disks,
             networks=options.networks,
+            slots=options.slots,
         )

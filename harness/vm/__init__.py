@@ -3,6 +3,7 @@
 
 from harness.vm.accel import AcceleratorVerdict, choose_accelerator
 from harness.vm.attached import Attached, Disk, DiskFile, DiskModel, Network, NetworkModel
+from harness.vm.capture import Capture
 from harness.vm.complaints import Complaint, ConsoleEvent
 from harness.vm.console import READY_LINE, RESTORED_LINE, Console
 from harness.vm.errors import (
@@ -36,6 +37,7 @@ __all__ = [
     "Accel",
     "AcceleratorVerdict",
     "Attached",
+    "Capture",
     "Complaint",
     "Console",
     "ConsoleEvent",

@@ -46,6 +46,7 @@ class NetworkModel(StrEnum):
     """Which card a network is behind."""
 
     E1000E = "e1000e"
+    E1000 = "e1000"
     VIRTIO = "virtio-net"
 
 
