@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from harness.link import Guest
 
 _MOVES: Final = frozenset({Kind.MODULE_COMING, Kind.MODULE_GOING})
+_PAGE: Final = 4096  # what the kernel rounds a module's text up to
 _PERHAPS: Final = 3
 _THUNK: Final = "__x86_indirect_thunk"  # calls what is in a register (arch/x86/lib/retpoline.S)
 DRIVER_BYTES: Final = 15
@@ -155,6 +156,7 @@ class Sites:
         self._codes: dict[str, ModuleCode | None] = {}
         self._needs: dict[str, frozenset[str]] = {}
         self._names: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}
         self._since = [-1]
         self._maps: list[tuple[list[int], list[_Loaded]]] = [([], [])]
         self._steps: dict[tuple[int, _Loaded | None], _Step] = {}
@@ -191,6 +193,8 @@ class Sites:
             now = [one for one in self._maps[-1][1] if one.base != whose.base]
             if event.kind is Kind.MODULE_COMING:
                 now.append(whose)
+                if not event.init:
+                    self._sizes[event.module] = event.size
                 self._names[canonical(event.module)[:DRIVER_BYTES]] = event.module
             now.sort(key=lambda one: one.base)
             self._since.append(event.number)
@@ -234,14 +238,20 @@ class Sites:
         return self._search(steps, own, "", frozenset(modules) if modules is not None else None)
 
     def code(self, module: str) -> ModuleCode | None:
-        """Return what a module's file says; None where there is none that can be read."""
+        """Return what a module's file says; None where there is none, or that of another build."""
         if module not in self._codes:
-            path = self._files(module)
-            try:
-                self._codes[module] = ModuleCode.read(path) if path is not None else None
-            except (BadInput, OSError):  # a finding without a line is better than none
-                self._codes[module] = None
+            self._codes[module] = self._read(module)
         return self._codes[module]
+
+    def _read(self, module: str) -> ModuleCode | None:
+        path, size = self._files(module), self._sizes.get(module)
+        try:
+            code = ModuleCode.read(path) if path is not None else None
+        except (BadInput, OSError):  # a finding without a line is better than none
+            return None
+        if code is not None and size is not None and -(-size // _PAGE) != -(-len(code.text.image) // _PAGE):
+            return None  # and one without a line is better than one with a wrong one
+        return code
 
     def _search(self, steps: list[_Step], own: str, kind: str, wanted: frozenset[str] | None) -> Site:
         stack = tuple(str(step) for step in steps)
