@@ -216,6 +216,7 @@ def _plain(site: Site | None) -> dict[str, Any] | None:
         "line": site.line,
         "inlined": site.inlined,
         "perhaps": list(site.perhaps),
+        "through": site.through,
         "source": site.text,
         "stack": list(site.stack),
     }

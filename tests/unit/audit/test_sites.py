@@ -187,7 +187,14 @@ def test_nothing_known():
     assert str(sites_of(None).of(alloc(module="ring"))) == "line unknown [ring]"
 
 
-LIBRARY, USER, DRIVER = TEXT + 0x10_0000, TEXT + 0x20_0000, TEXT + 0x30_0000
+def test_a_file_of_another_build_is_as_good_as_no_file(ring):
+    address = after(ring, "probe", "dma_alloc_attrs")
+    other = sites_of(ring, coming(size=0x2000), coming(base=INIT, number=1))
+    assert str(other.of(alloc(address))) == f"{address:#x} [ring]"
+    assert sites_of(ring, coming(size=0x800)).of(alloc(address)).line == MARKS["inlined"]
+
+
+LIBRARY, USER, DRIVER = TEXT + 0x40_0000, TEXT + 0x50_0000, TEXT + 0x60_0000
 
 
 @pytest.fixture
@@ -199,7 +206,9 @@ def stacked(tmp_path, ring):
         source = tmp_path / f"{name}.c"
         words = f"name={name}", f"depends={depends}"
         text = r"\0".join(words)
-        source.write_text(f'const char info[] __attribute__((section(".modinfo"))) = "{text}";\n')
+        source.write_text(
+            f'const char info[] __attribute__((section(".modinfo"))) = "{text}";\nvoid work(void) {{}}\n'
+        )
         subprocess.run(["gcc", "-c", "-o", str(path), str(source)], check=True, timeout=60)
         return path
 
@@ -213,11 +222,15 @@ def stacked(tmp_path, ring):
 def test_whoever_uses_a_library_has_made_the_call(stacked):
     assert stacked.of(alloc(LIBRARY + 1, LIBRARY + 2, USER + 3)).module == "user"
     assert stacked.of(alloc(LIBRARY + 1, USER + 3), ["library"]).module == "library"
+    assert stacked.of(alloc(LIBRARY + 1, USER + 3), ["library", "user"]).module == "user"
 
 
 def test_a_library_works_for_the_devices_driver(stacked):
     site = stacked.of(alloc(LIBRARY + 1, driver="driver"))
     assert (site.module, site.function) == ("driver", "")
+    assert str(site) == "line unknown [driver], through work+0x1 [library]"
+    assert stacked.of(alloc(LIBRARY + 1, driver="driver"), ["driver", "library"]) == site
+    assert stacked.of(alloc(LIBRARY + 1, driver="driver"), ["library"]).module == "library"
 
 
 def test_the_user_of_a_library_is_not_the_driver_of_the_bus(stacked):
