@@ -143,7 +143,7 @@ def fill(case: Case, leave: int) -> list[IOBufferMemoryDescriptor]:
     """Take wired memory in big pieces until about *leave* bytes are free, or no big piece is left."""
     made: list[IOBufferMemoryDescriptor] = []
     while (free := case.free_memory() - leave) >= 64 * MIB:
-        one = case.iokit.withOptions(kIODirectionInOut, min(free, 512 * MIB) // MIB * MIB)
+        one = case.iokit.withOptions(kIODirectionInOut | case.direct, min(free, 512 * MIB) // MIB * MIB)
         if isinstance(one, Null):
             break
         made.append(one)
@@ -156,7 +156,7 @@ def all_blocks(case: Case, size: int) -> tuple[list[IOBufferMemoryDescriptor], N
     case.guest.syscall(_SETRLIMIT, _RLIMIT_NOFILE, In(struct.pack("<QQ", *limit)), what="raise RLIMIT_NOFILE")
     made: list[IOBufferMemoryDescriptor] = []
     for _ in range(case.facts.memory_mib * MIB // size + 1):
-        one = case.iokit.withOptions(_CONTIGUOUS, size)
+        one = case.iokit.withOptions(_CONTIGUOUS | case.direct, size)
         if isinstance(one, Null):
             return made, one
         made.append(one)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +20,7 @@ from harness.link.errors import AgentDead, OperationTimedOut, RequestTimedOut
 from harness.link.link import Hello, Link
 from harness.link.origin import Origin
 from harness.link.peer import PEER_PORT_NAME, Peer
+from harness.link.plugs import Plugged, plug, unplug
 from harness.link.process import Process
 from harness.link.program import Program
 from harness.link.start import Start
@@ -26,9 +28,11 @@ from harness.link.syscalls import Nr, cstring
 from harness.link.vitals import Vitals
 from harness.vm import (
     Accel,
+    Disk,
     GuestSilent,
     Machine,
     MachineSpec,
+    Network,
     Scene,
     SnapshotStore,
     choose_accelerator,
@@ -80,11 +84,14 @@ class GuestOptions:
         accel: which accelerator to use.
         cmdline: further words for the kernel's command line.
         devices: further QEMU ``-device`` values.
+        disks: disks, empty when the guest boots; `Machine.attached` has their bytes.
+        networks: networks that lead nowhere; `Machine.attached` has the host's ends.
         boot_timeout: seconds from QEMU's start to the agent's first reply; None: what suits this guest.
         operation_timeout: seconds for one system call; None: what suits this guest.
         timeout_scale: what every deadline that is not given is multiplied by.
         peer: give the guest the port that `Guest.peer` needs.
         ports: further virtio-serial ports, by name; `Machine.port` has their host ends.
+        slots: how many devices `Guest.plug` can put in at a time.
     """
 
     memory_mib: int = 512
@@ -94,11 +101,14 @@ class GuestOptions:
     accel: Accel = Accel.AUTO
     cmdline: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    networks: tuple[Network, ...] = ()
     boot_timeout: float | None = None
     operation_timeout: float | None = None
     timeout_scale: float = 1.0
     peer: bool = True
     ports: tuple[str, ...] = ()
+    slots: int = 0
 
 
 class Guest(Process):
@@ -210,6 +220,27 @@ class Guest(Process):
             self._starts.append(self._origin.again())
         return self.start
 
+    def keep(self, folder: Path) -> None:
+        """Make this moment the one that every later `restore` brings back, in place of the guest's beginning.
+
+        Whatever the agent has open, loaded and mapped belongs to it. A device whose model saves no state is
+        no more than plugged in afterwards (`harness.link.pci`).
+
+        Args:
+            folder: an existing one, empty, that stays as long as the guest does; about as large as the RAM
+                that the guest has used.
+
+        Raises:
+            BadInput: the guest was not entered, or its peer lives.
+            QmpRefused: a device of this machine cannot save its state.
+            OSError: the disk is full, or read-only.
+        """
+        if self._origin is None:
+            raise BadInput("the guest was not started", hint="use it as: with Guest(image) as guest: ...")
+        if self._peer is not None and self._peer.alive:
+            raise BadInput("a peer cannot be kept", hint="end it first: guest.peer.kill()")
+        self._origin.keep(folder)
+
     @property
     def peer(self) -> Peer:
         """The guest's second process: the living one, or a new one where none lives.
@@ -286,6 +317,21 @@ class Guest(Process):
     def unload_module(self, name: str) -> None:
         """Unload a kernel module; one in use is GuestOSError EAGAIN or EBUSY, nothing is waited for."""
         self.syscall(Nr.DELETE_MODULE, cstring(name), os.O_NONBLOCK, what=f"unload module {name}")
+
+    def plug(self, device: str) -> Plugged:
+        """Plug a PCI device into the running guest; its kernel has seen it when this returns.
+
+        So it is how a device is watched whose model QEMU cannot capture, such as nvme: the CPUs' PAT and
+        MTRRs are captured before it comes.  A restored guest is without it.  See `harness.link.plugs.plug`.
+
+        Args:
+            device: what follows QEMU's ``-device``, without ``id`` and ``bus``.
+        """
+        return plug(self, device)
+
+    def unplug(self, plugged: Plugged) -> None:
+        """Take a device away again; see `harness.link.plugs.unplug`."""
+        unplug(self, plugged)
 
     def attach(self, ticket: int) -> None:
         """Make the link to an agent that has just begun; for `harness.link.origin`.
@@ -411,4 +457,7 @@ class Guest(Process):
             accel=options.accel,
             ports=self._ports(),
             devices=options.devices,
+            disks=options.disks,
+            networks=options.networks,
+            slots=options.slots,
         )

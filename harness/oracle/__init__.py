@@ -10,7 +10,15 @@ from harness.oracle.aliases import PhysRange
 from harness.oracle.cpu import CpuState
 from harness.oracle.device import Edu
 from harness.oracle.directmap import DirectMap
-from harness.oracle.errors import NotLongMode, OracleError, ReservedType, StreamError, Unmapped, ViewExpired
+from harness.oracle.errors import (
+    NotLongMode,
+    OracleError,
+    ReservedType,
+    StreamError,
+    TypesChanged,
+    Unmapped,
+    ViewExpired,
+)
 from harness.oracle.expect import Expectations, Mismatch, SurveyMismatch
 from harness.oracle.leaf import Leaf
 from harness.oracle.memtype import EFFECTIVE, MemoryType, MtrrMap, TypeRules, decode_pat
@@ -61,6 +69,7 @@ __all__ = [
     "SurveyMismatch",
     "Timing",
     "TypeRules",
+    "TypesChanged",
     "Unmapped",
     "View",
     "ViewExpired",

@@ -2,6 +2,8 @@
 """Virtual machines: specification, accelerator, QEMU process, protocol, console, memory."""
 
 from harness.vm.accel import AcceleratorVerdict, choose_accelerator
+from harness.vm.attached import Attached, Disk, DiskFile, DiskModel, Network, NetworkModel
+from harness.vm.capture import Capture
 from harness.vm.complaints import Complaint, ConsoleEvent
 from harness.vm.console import READY_LINE, RESTORED_LINE, Console
 from harness.vm.errors import (
@@ -25,7 +27,7 @@ from harness.vm.qmp import Qmp, QmpEvent
 from harness.vm.qtest import QTest
 from harness.vm.ram import GuestRam, ram_ranges
 from harness.vm.services import RemoteShell, Services
-from harness.vm.snapshot import Snapshot, SnapshotUnusable
+from harness.vm.snapshot import Snapshot, SnapshotUnusable, open_snapshot
 from harness.vm.snapshots import Slot, SnapshotStore
 from harness.vm.spec import Accel, MachineSpec
 
@@ -34,10 +36,15 @@ __all__ = [
     "RESTORED_LINE",
     "Accel",
     "AcceleratorVerdict",
+    "Attached",
+    "Capture",
     "Complaint",
     "Console",
     "ConsoleEvent",
     "ConsoleLost",
+    "Disk",
+    "DiskFile",
+    "DiskModel",
     "GuestPanicked",
     "GuestRam",
     "GuestSilent",
@@ -45,6 +52,8 @@ __all__ = [
     "MachineFailure",
     "MachineSpec",
     "MachineState",
+    "Network",
+    "NetworkModel",
     "QTest",
     "Qemu",
     "QemuDied",
@@ -65,6 +74,7 @@ __all__ = [
     "SnapshotUnusable",
     "choose_accelerator",
     "find_qemu",
+    "open_snapshot",
     "process_stat",
     "ram_ranges",
 ]
