@@ -62,6 +62,7 @@ class Subject:
         module: the driver.
         needs: modules it needs that the kernel does not have built in, in load order.
         log: what the compiler said; None where nothing was compiled.
+        folder: its sources; None where only the kernel's people have them.
     """
 
     path: str
@@ -69,6 +70,7 @@ class Subject:
     module: KernelModule
     needs: tuple[KernelModule, ...] = ()
     log: Path | None = None
+    folder: Path | None = None
 
     @property
     def name(self) -> str:
@@ -138,6 +140,7 @@ def resolve(
     origin = kind_of(path)
     tree = ModuleTree(kernel.modules)
     log: Path | None = None
+    folder: Path | None = None
     if origin is Origin.FOLDER:
         folder = Path(path).resolve()
         build = build_module(kernel, folder, progress, name=_chosen(folder, kernel, module))
@@ -149,7 +152,7 @@ def resolve(
         found = KernelModule(canonical(file.name), file, file if _has_lines(file) else None)
     else:
         found = _own(path, kernel, tree)
-    return Subject(path, origin, found, _needs(found, tree, also), log)
+    return Subject(path, origin, found, _needs(found, tree, also), log, folder)
 
 
 def _chosen(folder: Path, kernel: Kernel, wanted: str) -> str:
