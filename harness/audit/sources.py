@@ -189,7 +189,9 @@ def _check_file(file: Path, kernel: Kernel) -> None:
 
 
 def _has_lines(file: Path) -> bool:
-    return file.suffix == ".ko" and ELFFile(io.BytesIO(file.read_bytes())).has_dwarf_info()
+    # has_dwarf_info() takes .eh_frame for DWARF, which says nothing of lines.
+    elf = ELFFile(io.BytesIO(file.read_bytes())) if file.suffix == ".ko" else None
+    return elf is not None and elf.get_section_by_name(".debug_info") is not None
 
 
 def _own(name: str, kernel: Kernel, tree: ModuleTree) -> KernelModule:
@@ -219,7 +221,8 @@ def _elsewhere(plain: str, kernel: Kernel) -> str:
     others = (one for one in cached_kernels() if one.recipe and one.recipe != kernel.label)
     trees = {one.recipe: ModuleTree(one.path / "lib/modules" / one.release) for one in others}
     having = [recipe for recipe, tree in trees.items() if tree.find(plain) is not None]
-    return f"{' and '.join(having)} have it as a module: --kernel {having[0]}" if having else ""
+    has = "has" if len(having) == 1 else "have"
+    return f"{' and '.join(having)} {has} it as a module: --kernel {having[0]}" if having else ""
 
 
 def _needs(found: KernelModule, tree: ModuleTree, also: Sequence[str]) -> tuple[KernelModule, ...]:
