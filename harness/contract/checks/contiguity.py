@@ -97,8 +97,12 @@ def contiguous_requests_may_fail_without_leftovers(case: Case) -> None:
     with case.need(case.iokit.withOptions(contiguous, 4 * MIB)):
         case.note(f"with {before // MIB} MiB free in pieces: {null!r}; the retry after release succeeded")
     left = free - case.free_memory()
+    # Tables of addresses that were mapped once stay with the kernel: 8 bytes a page (mm/vmalloc.c).
+    tables = case.facts.memory_mib * MIB // 512
     case.expect_that(
-        left < 8 * MIB, expected="all memory given back", observed=f"{max(left, 0)} bytes are missing"
+        left < 8 * MIB + tables,
+        expected="all memory given back",
+        observed=f"{max(left, 0)} bytes are missing",
     )
     case.expect(case.complaints(said), equals=[], what="complaints in the kernel's log")
 
