@@ -26,8 +26,9 @@ class Equipment:
     """Devices for a machine, by the words for them.
 
     Attributes:
-        words: as after ``--device``: ``nvme``, ``ahci``, ``virtio-blk``, ``e1000e`` or ``virtio-net`` for a
-            disk or a network with all that belongs to it; anything else is a QEMU ``-device`` value.
+        words: as after ``--device``: ``nvme``, ``ahci``, ``virtio-blk``, ``e1000e``, ``e1000`` or
+            ``virtio-net`` for a disk or a network with all that belongs to it; anything else is a QEMU
+            ``-device`` value.
     """
 
     words: tuple[str, ...] = ()

@@ -42,7 +42,8 @@ def _records(run: AuditRun) -> Iterator[Blind]:
 
 def _driver(run: AuditRun) -> Iterator[Blind]:
     if run.failure is not None:
-        yield Blind(f"the audit ended before its time: {run.failure.summary}", _AT_THE_END)
+        ended = f"the audit ended before its time: {run.failure.summary}"
+        yield Blind(ended, () if run.unloaded else _AT_THE_END)
     if not run.devices:
         yield Blind(
             f"{run.name} drove no device: its probe never ran, or failed",

@@ -72,6 +72,15 @@ class Ledger:
         self._guest.close(self._fd)
         self._guest.unload_module(NAME)
 
+    def again(self) -> None:
+        """Read on after the guest was put back to a moment at which this ledger was loaded: from that moment.
+
+        Raises:
+            GuestOSError: it was not loaded then.
+        """
+        self._decoder = Decoder(self.layouts)
+        self._begin()
+
     def _begin(self) -> None:
         info = self.info()
         ram = self._guest.machine.ram

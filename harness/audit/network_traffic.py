@@ -61,7 +61,13 @@ class NetworkTraffic:
 
 
 def network(
-    guest: Guest, index: int = 0, *, kib: int = 512, rounds: int = 4, seed: int = 0
+    guest: Guest,
+    index: int = 0,
+    *,
+    kib: int = 512,
+    rounds: int = 4,
+    seed: int = 0,
+    meanwhile: Callable[[], object] | None = None,
 ) -> NetworkTraffic:
     """Use a network card of the machine: up, a DHCP offer, pings, TCP both ways, down.
 
@@ -71,6 +77,7 @@ def network(
         kib: length of the stream in each direction, in KiB.
         rounds: how often each size of ping is sent.
         seed: of the bytes.
+        meanwhile: called once while the card is up and a connection is open.
 
     Raises:
         TrafficDiffers: what arrived is not what was sent, or nothing arrived.
@@ -88,6 +95,8 @@ def network(
         pings = sum(work.ping(number, random.bytes(size)) for number, size in enumerate(_PINGS * rounds))
         with work.connected() as fd:
             sent = work.send(fd, random.bytes(kib * 1024))
+            if meanwhile is not None:
+                meanwhile()
             received = work.receive(fd, random.bytes(kib * 1024))
     return NetworkTraffic(name, lease, pings, sent, received)
 

@@ -44,12 +44,12 @@ class KernelModule:
     debug: Path | None = None
 
     def read(self) -> bytes:
-        """Return what is loaded.
+        """Return what is loaded; with its lines, so that a warning of the kernel's gets some as well.
 
         Raises:
             BadInput: its file cannot be read.
         """
-        return unsigned(module_bytes(self.ko))
+        return unsigned(module_bytes(self.debug or self.ko))
 
 
 @dataclass(frozen=True)

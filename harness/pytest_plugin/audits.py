@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.audit import AuditResult, AuditRun, Exercise, exercise_of, kind_of
+from harness.audit import AuditResult, AuditRun, Exercise, Finding, exercise_of, kind_of
 from harness.auditing import Equipment, audit_guest, prepared
 from harness.errors import HarnessError
 from harness.forensics import diagnose
@@ -171,6 +171,24 @@ class Auditor:
         self._item.add_report_section("call", f"iobmd audit of {result.driver}", as_text(result))
         for finding in result.findings:
             self._item.user_properties.append(("finding", f"{finding.rule.id}: {finding.site}"))
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Tell findings that were not expected as findings, not as the fields of their classes."""
+    if op != "==" or not all(isinstance(side, list | tuple) for side in (left, right)):
+        return None
+    sides = [[one for one in side if isinstance(one, Finding)] for side in (left, right)]  # type: ignore[attr-defined]
+    if not any(sides):
+        return None
+    there, wanted = sides
+    lines = [f"{len(there)} findings, where {len(wanted)} were expected"]
+    for finding in there:
+        if finding not in wanted:
+            lines += finding.render(stack=False).splitlines()
+    for finding in wanted:
+        if finding not in there:
+            lines += ["missing:", *finding.render(stack=False).splitlines()]
+    return lines
 
 
 def as_text(result: AuditResult) -> str:

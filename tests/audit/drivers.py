@@ -9,7 +9,8 @@ A driver is a folder with a Kbuild and one C file of the same name.  Comments in
     statement; /* FAULT: rule */              the line a finding has to name
 
 The marked line is one that a call stack can name: where a device is given a wrong address, what is marked is
-the call that should have made it right.  ``virt_to_phys`` alone has no such call and marks the use.
+the call that should have made it right.  ``virt_to_phys`` has no such call, and what it writes into registers
+nobody sees: it marks what it should have used, the call that gave the memory its address on the bus.
 
 A driver has one FAULT or some TWIN, never both and never neither.  Its parameters ``va`` and ``dma`` are what
 an observer has to be told until the ledger finds them by itself: address in the kernel, address on the bus.
