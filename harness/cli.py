@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The console door: ``iobmd check``, ``clauses``, ``machines``, ``boot``, ``ssh``, ``bench``, ``doctor``.
+"""The console door: ``iobmd check``, ``audit``, ``clauses``, ``machines``, ``boot``, ``ssh``, ``bench``, ...
 
 The exit code says what kind of failure it was: 0 all well, the others are `harness.errors.FailureKind`.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness import attach, doctor, repro
+from harness import attach, audit_door, doctor, repro
 from harness.bench import door as bench
 from harness.bug import report_bug
 from harness.contract.catalogue import catalogue
@@ -52,6 +52,8 @@ examples:
   iobmd check --kernel debian-6.12-cloud   another one
   iobmd check --group C -v                 one group, with all the evidence
   iobmd check --kernel ./vmlinuz --modules ./lib/modules/6.9.0 --headers ./linux
+  iobmd audit ./mydriver                   judge the DMA buffers of a driver, unchanged
+  iobmd audit e1000e --device e1000e --kernel debian-6.1
   iobmd clauses F04                        what F04 promises, who says so, how it is decided
   iobmd boot                               look around in a guest (Ctrl-] leaves)
   iobmd bench rpc start                    how fast, beside peers measured in the same run
@@ -155,6 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", metavar="FILE", type=Path, help="write verdicts and evidence to FILE, too")
     check.add_argument("-v", "--verbose", action="store_true", help="print the evidence of every clause")
     check.set_defaults(run=_check)
+
+    audit_door.add_arguments(
+        commands.add_parser("audit", help="judge the DMA buffers of any driver, unchanged")
+    )
 
     boot = commands.add_parser("boot", help="a shell on the serial console of a guest")
     boot.set_defaults(run=_boot)

@@ -38,8 +38,10 @@ from harness.options import add_options, make_guest, prepare
 from harness.oracle import Oracle
 from harness.pytest_plugin import attribution, evidence
 from harness.pytest_plugin.asked import (
+    KERNEL,
     in_its_own_words,
     is_worker,
+    kernel_asked,
     kernels,
     left_out,
     machine_options,
@@ -65,9 +67,9 @@ pytest_plugins = (
     "harness.pytest_plugin.runs",
     "harness.pytest_plugin.leftovers",
     "harness.pytest_plugin.kept",
+    "harness.pytest_plugin.audits",
 )
 
-_KERNEL = pytest.StashKey[str | None]()
 _ORACLES = pytest.StashKey[WeakKeyDictionary[Guest, Oracle]]()
 
 
@@ -127,7 +129,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 @pytest.fixture(scope="session")
 def guest_image(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> GuestImage:
     """What the session boots; fetched and built on the first use, with progress on the terminal."""
-    pytestconfig.stash[_KERNEL] = kernel = getattr(request, "param", None)
+    pytestconfig.stash[KERNEL] = kernel = getattr(request, "param", None)
     options = machine_options(pytestconfig, kernel)
     with uncaptured(pytestconfig), in_its_own_words():
         return prepare(options, progress(pytestconfig))
@@ -280,7 +282,7 @@ def _look_closer(
 @contextlib.contextmanager
 def _seated(config: pytest.Config, image: GuestImage, named: NamedMachine, role: Role) -> Iterator[Seat]:
     """Start a guest, keep it in its seat, end it."""
-    kernel = config.stash[_KERNEL]
+    kernel = kernel_asked(config)
     options = machine_options(config, kernel, named.name)
     with contextlib.ExitStack() as stack:
         with in_its_own_words():

@@ -150,6 +150,8 @@ class Book:
         self.buffers.add(event.device, entry)
 
     def _free(self, event: Event) -> None:
+        if event.kind is Kind.FREE and not event.virtual:
+            return  # dma_free_attrs() does nothing with NULL (kernel/dma/mapping.c); nvme relies on it
         made = _FREES[event.kind]
         found = [entry for entry in self.buffers.at(event.device, event.bus) if entry.made.kind is made]
         if not found:

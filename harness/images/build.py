@@ -82,7 +82,7 @@ def build_module(
         BadInput: no Kbuild there, or it builds no ``name``.ko.
         HostLacks: no compiler, no make, no space.
     """
-    return _build(kernel, source, progress, name, (name,), cflags)[name]
+    return _build(kernel, source, progress, names=(name,), label=name, cflags=cflags)[name]
 
 
 def build_modules(
@@ -102,15 +102,16 @@ def build_modules(
     Raises:
         HarnessError: as `build_module` does.
     """
-    return _build(kernel, source, progress, source.name, tuple(sorted(set(names))), cflags)
+    return _build(kernel, source, progress, names=tuple(sorted(set(names))), label=source.name, cflags=cflags)
 
 
 def _build(
     kernel: Kernel,
     source: Path,
     progress: Progress,
-    label: str,
+    *,
     names: tuple[str, ...],
+    label: str,
     cflags: tuple[str, ...],
 ) -> dict[str, ModuleBuild]:
     if not any((source / item).is_file() for item in ("Kbuild", "Makefile")):
@@ -141,6 +142,41 @@ def _build(
     return {
         name: ModuleBuild(folder / f"{name}.ko", folder / f"{name}.debug.ko", build_id, log) for name in names
     }
+
+
+def module_names(kernel: Kernel, source: Path) -> tuple[str, ...]:
+    """Return the modules a folder's Kbuild (or Makefile, as kbuild prefers them) says it builds.
+
+    Make itself is asked, with the kernel's configuration, so that conditions count.
+
+    Args:
+        kernel: what would be built for.
+        source: the folder.
+
+    Raises:
+        BuildFailed: make cannot read it.
+        BadInput: it has neither file.
+        HostLacks: no make.
+    """
+    found = next((source / name for name in ("Kbuild", "Makefile") if (source / name).is_file()), None)
+    if found is None:
+        raise BadInput(f"{source} has no Kbuild and no Makefile", hint="name the folder of a kernel module")
+    _, make_flags = _kernel_compiler(kernel)
+    config = kernel.headers / "include/config/auto.conf"
+    argv = [need("make", "make"), "--silent", "--no-print-directory", *make_flags]
+    argv += ["--eval", "iobmd-names: ; @echo iobmd-names $(obj-m)"]
+    argv += ["-f", str(config)] if config.is_file() else []
+    argv += ["-f", str(found), f"KERNELRELEASE={kernel.release}", f"srctree={kernel.headers}"]
+    argv += [f"src={source}", f"obj={source}", "iobmd-names"]
+    try:
+        told = run(argv, doing=f"asking {found} what it builds", timeout=60, cwd=source).stdout
+    except ProgramFailed as failed:
+        raise BuildFailed(
+            failed.summary, tried=failed.tried, observed=failed.observed, evidence=failed.evidence
+        ) from failed
+    line = next((line for line in told.splitlines() if line.startswith("iobmd-names ")), "")
+    names = [word.removesuffix(".o") for word in line.split()[1:] if word.endswith(".o")]
+    return tuple(dict.fromkeys(names))
 
 
 def build_agent(progress: Progress, source: Path | None = None) -> AgentBuild:

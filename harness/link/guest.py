@@ -20,6 +20,7 @@ from harness.link.errors import AgentDead, OperationTimedOut, RequestTimedOut
 from harness.link.link import Hello, Link
 from harness.link.origin import Origin
 from harness.link.peer import PEER_PORT_NAME, Peer
+from harness.link.plugs import Plugged, plug, unplug
 from harness.link.process import Process
 from harness.link.program import Program
 from harness.link.start import Start
@@ -27,13 +28,16 @@ from harness.link.syscalls import Nr, cstring
 from harness.link.vitals import Vitals
 from harness.vm import (
     Accel,
+    Disk,
     GuestSilent,
     Machine,
     MachineSpec,
+    Network,
     Scene,
     SnapshotStore,
     choose_accelerator,
 )
+from harness.vm.attached import disk_address, disk_device
 
 if TYPE_CHECKING:
     from harness.link.ssh import Ssh
@@ -81,11 +85,14 @@ class GuestOptions:
         accel: which accelerator to use.
         cmdline: further words for the kernel's command line.
         devices: further QEMU ``-device`` values.
+        disks: disks, empty when the guest boots; `Machine.attached` has their bytes.
+        networks: networks that lead nowhere; `Machine.attached` has the host's ends.
         boot_timeout: seconds from QEMU's start to the agent's first reply; None: what suits this guest.
         operation_timeout: seconds for one system call; None: what suits this guest.
         timeout_scale: what every deadline that is not given is multiplied by.
         peer: give the guest the port that `Guest.peer` needs.
         ports: further virtio-serial ports, by name; `Machine.port` has their host ends.
+        slots: how many devices `Guest.plug` can put in at a time.
     """
 
     memory_mib: int = 512
@@ -95,11 +102,14 @@ class GuestOptions:
     accel: Accel = Accel.AUTO
     cmdline: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    networks: tuple[Network, ...] = ()
     boot_timeout: float | None = None
     operation_timeout: float | None = None
     timeout_scale: float = 1.0
     peer: bool = True
     ports: tuple[str, ...] = ()
+    slots: int = 0
 
 
 class Guest(Process):
@@ -150,6 +160,7 @@ class Guest(Process):
         self._starts: list[Start] = []
         self._peer: Peer | None = None
         self._peer_lock = threading.Lock()
+        self._disks: dict[int, Plugged] = {}
         self._ssh: Ssh | None = None
         self._ssh_lock = threading.Lock()
         self._stack = ExitStack()
@@ -166,6 +177,7 @@ class Guest(Process):
         with ExitStack() as stack:
             self._origin = Origin(self, spec, verdict, self._snapshots)
             self._starts.append(self._origin.begin(stack))
+            self._plug_disks()
             self.machine.services.ssh = lambda: self.ssh
             stack.callback(self._close_ssh)
             self._stack = stack.pop_all()
@@ -209,6 +221,7 @@ class Guest(Process):
         self._let_go("the guest was restored")
         with named_exhaustion("starting the guest again"):
             self._starts.append(self._origin.again())
+            self._plug_disks()
         return self.start
 
     def keep(self, folder: Path) -> None:
@@ -308,6 +321,33 @@ class Guest(Process):
     def unload_module(self, name: str) -> None:
         """Unload a kernel module; one in use is GuestOSError EAGAIN or EBUSY, nothing is waited for."""
         self.syscall(Nr.DELETE_MODULE, cstring(name), os.O_NONBLOCK, what=f"unload module {name}")
+
+    def plug(self, device: str) -> Plugged:
+        """Plug a PCI device into the running guest; its kernel has seen it when this returns.
+
+        So it is how a device is watched whose model QEMU cannot capture, such as nvme: the CPUs' PAT and
+        MTRRs are captured before it comes.  A restored guest is without it.  See `harness.link.plugs.plug`.
+
+        Args:
+            device: what follows QEMU's ``-device``, without ``id`` and ``bus``.
+        """
+        return plug(self, device)
+
+    def unplug(self, plugged: Plugged) -> None:
+        """Take a device away again; see `harness.link.plugs.unplug`."""
+        unplug(self, plugged)
+
+    def disk_address(self, index: int) -> str:
+        """Where the kernel has the controller of a disk of `GuestOptions.disks`: ``"0000:00:10.0"``."""
+        plugged = self._disks.get(index)
+        return disk_address(index) if plugged is None else plugged.address
+
+    def _plug_disks(self) -> None:
+        """Bring the disks that come late; a boot or a snapshot is without them."""
+        self._disks = {}
+        for index, disk in enumerate(self.options.disks):
+            if disk.model.comes_late:
+                self._disks[index] = self.plug(disk_device(index, disk))
 
     def attach(self, ticket: int) -> None:
         """Make the link to an agent that has just begun; for `harness.link.origin`.
@@ -433,4 +473,7 @@ class Guest(Process):
             accel=options.accel,
             ports=self._ports(),
             devices=options.devices,
+            disks=options.disks,
+            networks=options.networks,
+            slots=options.slots + sum(disk.model.comes_late for disk in options.disks),
         )

@@ -33,6 +33,7 @@ class View:
     Attributes:
         cpus: registers of every vCPU.
         levels: levels of page tables in use, 4 or 5.
+        note: where PAT and MTRRs are from, as a sentence, if not of this moment; else ``""``.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class View:
         cpus: Sequence[CpuState],
         clock: Clock | None = None,
         recall: Recall | None = None,
+        *,
+        note: str = "",
     ) -> None:
         """Prepare to read; nothing is scanned before it is asked for.
 
@@ -49,6 +52,7 @@ class View:
             cpus: registers of all vCPUs.
             clock: where steps are timed.
             recall: what earlier views of the same machine have left.
+            note: where PAT and MTRRs are from, if not of this moment.
 
         Raises:
             NotLongMode: no vCPU pages in 64-bit mode. One that was never started is left out of everything.
@@ -56,6 +60,7 @@ class View:
             ReservedType: a PAT slot or an MTRR in use holds a reserved encoding.
         """
         self.cpus = tuple(cpus)
+        self.note = note
         self._ram = ram
         self._clock = clock or Clock()
         self._recall = recall or Recall()

@@ -29,7 +29,8 @@ from harness.oracle.translate import NOWHERE
 
 UNIT: Final = 0xFED9_0000
 """Where QEMU's q35 has the registers of its only unit (include/hw/i386/intel_iommu.h)."""
-_STATUS, _ROOT = 0x1C, 0x20
+_CAPABILITIES, _STATUS, _ROOT = 0x08, 0x1C, 0x20
+_FAULT_IS_READ = 1 << 62
 _ENABLED = 1 << 31
 _SCALABLE = 1 << 10
 _PRESENT = 1
@@ -113,6 +114,46 @@ def read_root(monitor: Callable[[str], str], unit: int = UNIT) -> int | None:
     if not _register(monitor, "w", unit + _STATUS) & _ENABLED:
         return None
     return _register(monitor, "g", unit + _ROOT)
+
+
+@dataclass(frozen=True)
+class StoppedTransfer:
+    """The last transfer that a unit has stopped.
+
+    Attributes:
+        device: bus in the high byte, device and function in the low one.
+        address: of the page the device asked for.
+        writes: whether it wanted to write.
+        reason: the specification's number: 5 no right to write, 6 none to read.
+    """
+
+    device: int
+    address: int
+    writes: bool
+    reason: int
+
+
+def read_fault(monitor: Callable[[str], str], unit: int = UNIT) -> StoppedTransfer | None:
+    """Return what the unit's first fault recording register says; None if it has never said anything.
+
+    The register keeps its words when the kernel has read them, which tells the first few faults of every five
+    seconds only (drivers/iommu/intel/dmar.c, dmar_fault). QEMU's unit has no other one, and writes into it
+    what it finds out by walking its tables: what it remembers to be forbidden is stopped without a word
+    (hw/i386/intel_iommu.c, vtd_do_iommu_translate).
+
+    Args:
+        monitor: runs a line of QEMU's human monitor.
+        unit: physical address of its registers.
+
+    Raises:
+        OracleError: the monitor does not show them.
+    """
+    at = unit + 16 * (_register(monitor, "g", unit + _CAPABILITIES) >> 24 & 0x3FF)
+    low, high = _register(monitor, "g", at), _register(monitor, "g", at + 8)
+    reason = high >> 32 & 0xFF
+    if not reason:
+        return None
+    return StoppedTransfer(high & 0xFFFF, low & ~(PAGE - 1), not high & _FAULT_IS_READ, reason)
 
 
 def _register(monitor: Callable[[str], str], size: str, address: int) -> int:

@@ -16,6 +16,9 @@ from harness.images import Kernel, Progress, RichProgress, load_recipes, prepare
 from harness.machines import ALL, NamedMachine, fitting, machines_named
 from harness.options import MachineOptions, from_namespace
 
+KERNEL = pytest.StashKey[str | None]()
+"""Which of several kernels the image in use is of."""
+
 _KERNELS = pytest.StashKey[dict[str, Kernel]]()
 _LEFT_OUT = pytest.StashKey[dict[str, None]]()
 
@@ -31,6 +34,11 @@ def kernels(config: pytest.Config) -> list[str]:
     if asked == "all":
         return list(load_recipes())
     return [name.strip() for name in asked.split(",") if name.strip()] or [asked]
+
+
+def kernel_asked(config: pytest.Config) -> str | None:
+    """Return which of several kernels the image in use is of, as typed; None where there is only one."""
+    return config.stash[KERNEL]
 
 
 def machines(config: pytest.Config) -> tuple[NamedMachine, ...]:
@@ -144,7 +152,7 @@ def in_its_own_words() -> Iterator[None]:
     try:
         yield
     except HarnessError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The guests of one pytest process: who used them last, whether they live, how they become clean again.
 
-There are two seats.  In the *session's* sits the guest all tests share; it is looked after before every test
-that uses it.  In the *fresh* one sits a second guest, from the first test that asks for one on; it is
-restored before every test that asks.
+In the *session's* seat sits the guest all tests share; it is looked after before every test that uses it.  In
+the *fresh* one sits a second guest, from the first test that asks for one on; it is restored before every
+test that asks.  In that for *audits* sits one with a driver's devices, restored before every audit.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Role(Enum):
 
     SESSION = "session"
     FRESH = "fresh"
+    AUDIT = "audit"
 
 
 @dataclass(frozen=True)
@@ -185,10 +186,11 @@ class Seat:
     def summary(self) -> tuple[str, ...]:
         """Lines for the end of the session: what it was, how it started, the restores, the deaths."""
         first, *later = self.guest.starts
+        who = "a second guest" if self.role is Role.FRESH else "a guest for audits"
         head = (
             self._what
             if self.role is Role.SESSION
-            else f"a second guest, {self.guest.hello.release} on {self.ground.machine}"
+            else f"{who}, {self.guest.hello.release} on {self.ground.machine}"
         )
         # A boot that was not the second choice is the first of its kind.
         new = self._snapshots and first.how is StartKind.BOOTED and not first.why
@@ -314,7 +316,7 @@ def roles_of(item: pytest.Item) -> tuple[Role, ...]:
     found = [Role.FRESH] if fresh else []
     if "guest" in names or ("iobmd_subject" in names and not fresh):
         found.append(Role.SESSION)
-    return tuple(found)
+    return (*found, *((Role.AUDIT,) if "audit" in names else ()))
 
 
 def seats_of(item: pytest.Item) -> tuple[Seat, ...]:
@@ -326,7 +328,10 @@ def seats_of(item: pytest.Item) -> tuple[Seat, ...]:
     return tuple(
         seat
         for seat in found
-        if seat is not None and seat.ground.kernel == kernel and machine in (None, seat.ground.machine)
+        if seat is not None
+        and seat.ground.kernel == kernel
+        and machine in (None, seat.ground.machine)
+        and (seat.role is not Role.AUDIT or seat.used_by == item.nodeid)  # not yet, or not in this test
     )
 
 

@@ -2,6 +2,8 @@
 """Virtual machines: specification, accelerator, QEMU process, protocol, console, memory."""
 
 from harness.vm.accel import AcceleratorVerdict, choose_accelerator
+from harness.vm.attached import Attached, Disk, DiskFile, DiskModel, Network, NetworkModel
+from harness.vm.capture import Capture
 from harness.vm.complaints import Complaint, ConsoleEvent
 from harness.vm.console import READY_LINE, RESTORED_LINE, Console
 from harness.vm.errors import (
@@ -34,10 +36,15 @@ __all__ = [
     "RESTORED_LINE",
     "Accel",
     "AcceleratorVerdict",
+    "Attached",
+    "Capture",
     "Complaint",
     "Console",
     "ConsoleEvent",
     "ConsoleLost",
+    "Disk",
+    "DiskFile",
+    "DiskModel",
     "GuestPanicked",
     "GuestRam",
     "GuestSilent",
@@ -45,6 +52,8 @@ __all__ = [
     "MachineFailure",
     "MachineSpec",
     "MachineState",
+    "Network",
+    "NetworkModel",
     "QTest",
     "Qemu",
     "QemuDied",

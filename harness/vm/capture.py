@@ -15,6 +15,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 from harness.vm.errors import QmpRefused
@@ -31,7 +32,66 @@ _BREATH_SECONDS: Final = 0.001
 _SAVING_NODE, _SAVING_FILE, _SAVING_SET = "saving", "saving-file", STATE_SET + 1
 _TAG: Final = "clean"
 _JOB: Final = "iobmd"
-_HINT: Final = "leave out the device that QEMU names: its model cannot save its state (nvme cannot)"
+_HINT: Final = (
+    "the model of the device that QEMU names cannot save its state (nvme's cannot): leave it out, or plug "
+    "it in when the guest runs (Guest.plug)"
+)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What is known of a stopped machine's CPUs.
+
+    Attributes:
+        stream: a migration stream, without RAM.
+        registers: ``""`` where the stream is of this moment; else the monitor's ``info registers -a`` of this
+            moment: it has the control registers and EFER, and neither PAT nor MTRRs.
+        why: why the stream is an earlier one, as a sentence.
+    """
+
+    stream: bytes
+    registers: str = ""
+    why: str = ""
+
+
+class Captures:
+    """The captures of one QEMU. Where it refuses one, the one before it and the monitor stand in.
+
+    Args:
+        qmp: its protocol.
+    """
+
+    def __init__(self, qmp: Qmp) -> None:
+        self._qmp = qmp
+        self._whole = b""
+
+    def forget(self) -> None:
+        """The machine was put back: what was captured is of another guest."""
+        self._whole = b""
+
+    def whole(self) -> bytes:
+        """Capture a stopped machine; see `capture_device_state`."""
+        self._whole = capture_device_state(self._qmp)
+        return self._whole
+
+    def now(self) -> Capture:
+        """Tell what there is to be told of a stopped machine.
+
+        Raises:
+            QmpRefused: a device cannot be captured, and nothing was before it came.
+            QmpSilent: QEMU did not finish in time.
+        """
+        try:
+            return Capture(self.whole())
+        except QmpRefused as refused:
+            if not self._whole:
+                raise
+            told = self._qmp.execute("human-monitor-command", {"command-line": "info registers -a"})
+            why = (
+                "IA32_PAT and MTRRs are those of the last capture that QEMU made; CR0, CR3, CR4 and EFER are "
+                f"of this moment. It makes none now: {refused.observed}"
+            )
+            return Capture(self._whole, str(told), why)
 
 
 def capture_device_state(qmp: Qmp) -> bytes:
@@ -140,7 +200,8 @@ async def _image(session: Session, fd: int) -> AsyncIterator[None]:
     # Its size is that of a disk for the guest: none.  States lie behind it.
     empty = {"driver": "qcow2", "file": _SAVING_FILE, "size": 0}
     await _run(session, "blockdev-create", {"job-id": _JOB, "options": empty})
-    await session.execute("blockdev-add", {"driver": "qcow2", "node-name": _SAVING_NODE, "file": _SAVING_FILE})
+    image = {"driver": "qcow2", "node-name": _SAVING_NODE, "file": _SAVING_FILE}
+    await session.execute("blockdev-add", image)
     try:
         yield
     finally:

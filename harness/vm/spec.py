@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from harness.errors import BadInput
+from harness.vm.attached import DISKS_MAX, NETWORKS_MAX, Disk, Network
 
 #: A Debian cloud kernel with a 1 MiB initramfs dies of "deadlocked on memory" at 64 MiB and boots at 96 MiB;
 #: the rest is room for an initramfs with modules and for the buffers under test.
@@ -18,6 +19,9 @@ CPUS_MAX: Final = 255
 CMDLINE_MAX: Final = 2047
 #: One virtio-serial controller has 31 ports and keeps port 0 for consoles.
 PORTS_MAX: Final = 30
+
+#: Each is a bridge with a bus of its own; QEMU's PCI Express root bus has 32 places, some taken.
+SLOTS_MAX: Final = 16
 
 _MACHINES: Final = ("q35", "pc")
 _PORT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -47,6 +51,9 @@ class MachineSpec:
         accel: forced or automatic.
         ports: names of virtio-serial ports; each becomes a socket on the host side.
         devices: further ``-device`` values, for example ``"edu,dma_mask=0xffffffff"``.
+        slots: how many devices can be plugged in while the guest runs; see `harness.vm.Machine.plug`.
+        disks: each an empty one of its own.
+        networks: each a separate one that leads nowhere.
 
     Raises:
         BadInput: a value is outside of what a machine can have.
@@ -62,6 +69,9 @@ class MachineSpec:
     accel: Accel = Accel.AUTO
     ports: tuple[str, ...] = ("org.iobmd.link",)
     devices: tuple[str, ...] = ()
+    slots: int = 0
+    disks: tuple[Disk, ...] = ()
+    networks: tuple[Network, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -74,6 +84,13 @@ class MachineSpec:
                     f"{device!r} is no -device value",
                     hint="give what follows -device on QEMU's command line, for example 'edu'",
                 )
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where devices can be plugged in: buses of root ports, or slots of the older chipset's one bus."""
+        if self.machine == "pc":
+            return tuple(f"pci.0 slot {number}" for number in range(self.slots))
+        return tuple(f"slot{number}" for number in range(self.slots))
 
     def check_files(self) -> None:
         """Looks at the kernel and the initramfs.
@@ -109,6 +126,14 @@ class MachineSpec:
                 observed=f"between 1 and {CPUS_MAX} are possible",
                 hint="1 is quickest; 2 or 4 show races",
             )
+        if not 0 <= self.slots <= SLOTS_MAX:
+            raise BadInput(f"a machine cannot have {self.slots} slots", observed=f"at most {SLOTS_MAX}")
+        for what, number, most in (
+            ("disks", len(self.disks), DISKS_MAX),
+            ("networks", len(self.networks), NETWORKS_MAX),
+        ):
+            if number > most:
+                raise BadInput(f"{number} {what}", observed=f"there are places for {most}")
 
     def _check_names(self) -> None:
         if self.machine not in _MACHINES:

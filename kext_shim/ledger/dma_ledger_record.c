@@ -12,8 +12,8 @@
 #include "dma_ledger_record.h"
 #include "dma_ledger_ring.h"
 
-/* Frames of the probe itself that lie above the caller's. */
-#define PROBE_FRAMES 12
+/* Frames of our own that lie above the caller's. */
+#define PROBE_FRAMES 6
 
 static void record_stack(struct dma_ledger_record *record, unsigned long caller)
 {
@@ -37,16 +37,6 @@ static void record_stack(struct dma_ledger_record *record, unsigned long caller)
 	}
 }
 
-/* ftrace, which runs the probe, has disabled preemption once itself. */
-static unsigned int caller_preempt_count(void)
-{
-	unsigned int count = preempt_count();
-
-	if (IS_ENABLED(CONFIG_PREEMPT_COUNT) && (count & PREEMPT_MASK))
-		count -= PREEMPT_OFFSET;
-	return count & (PREEMPT_MASK | SOFTIRQ_MASK | HARDIRQ_MASK | NMI_MASK);
-}
-
 /**
  * ledger_record_begin - write down who calls
  * @record: to be filled in
@@ -61,7 +51,8 @@ void ledger_record_begin(struct dma_ledger_record *record, u16 kind,
 	record->direction = DMA_LEDGER_NO_FIELD;
 	record->cpu = raw_smp_processor_id();
 	record->pid = current->pid;
-	record->preempt = caller_preempt_count();
+	record->preempt = preempt_count() & (PREEMPT_MASK | SOFTIRQ_MASK |
+					     HARDIRQ_MASK | NMI_MASK);
 	if (!(regs->flags & X86_EFLAGS_IF))
 		record->flags |= DMA_LEDGER_IRQS_OFF;
 	if (record->preempt)

@@ -16,11 +16,22 @@ from pathlib import Path
 import pytest
 from audit_stage import KERNELS, Region, Stage, log_of
 
-from harness.audit import Book, Direction, Entry, Kind, Ledger, Outside, Sites, Violation, build_ledger
+from harness.audit import Book, Direction, Entry, Kind, Ledger, Outside, Sites, build_ledger
 from harness.audit.log import read_log
 from harness.images import SilentProgress, build_module
 from harness.link import Guest, GuestOptions
-from harness.oracle import Domain, Edu, Mode, Oracle, View, ViewExpired, read_root, requester
+from harness.oracle import (
+    Domain,
+    Edu,
+    Mode,
+    Oracle,
+    StoppedTransfer,
+    View,
+    ViewExpired,
+    read_fault,
+    read_root,
+    requester,
+)
 
 PAGE = 4096
 LENGTH = 1024
@@ -103,12 +114,25 @@ class Proof:
     def bytes_of(self, entry: Entry) -> bytes:
         return self.oracle.read(self.at(entry), 0, LENGTH)
 
-    def stopped(self, move: Callable[[], object]) -> list[Violation]:
-        """Return what the kernel says of transfers that were stopped during a move."""
+    def stopped(self, move: Callable[[], object]) -> list[tuple[str, Entry | None]]:
+        """Return what the kernel's log shows of transfers that were stopped during a move: rule and whose."""
         before = len(log_of(self.guest))
         move()
         said = log_of(self.guest)[before:]
-        return read_log(said, self.book, self.sites)
+        found = [(one.rule, one.entry) for one in read_log(said, self.book, self.sites)]
+        return [one for number, one in enumerate(found) if one not in found[:number]]
+
+    def told(self, stopped: list[tuple[str, Entry | None]], rule: str, entry: Entry) -> bool:
+        """Tell whether that is what the kernel has said, which tells a few faults of every 5 s."""
+        return stopped == [(rule, entry)] if self.protected and stopped else not stopped
+
+    def recorded(self, address: int, *, writes: bool) -> bool:
+        """Tell whether the unit has written down that it stopped this last; of virtio's, nobody can tell."""
+        if self.machine not in ("intel", "scalable"):
+            return True
+        bus, devfn = requester(self.edu.name)
+        wanted = StoppedTransfer(bus << 8 | devfn, address & -PAGE, writes, 5 if writes else 6)
+        return read_fault(self.guest.machine.qmp.hmp) == wanted
 
 
 @contextmanager
@@ -152,6 +176,21 @@ def proof(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Proof]:
 def test_nothing_is_wrong_with_a_good_driver(proof):
     assert proof.outside.look(proof.book) == []
     assert proof.book.violations == []
+
+
+def test_a_device_cannot_write_what_is_mapped_for_it_to_read(proof):
+    """Without an IOMMU nothing stops it, which is why the driver has to be right.
+
+    Before the device has read there: QEMU's unit reports what it finds out by walking its tables, and refuses
+    what it remembers without a word (hw/i386/intel_iommu.c, vtd_do_iommu_translate).
+    """
+    to, source = proof.mapping(TO), proof.mapping(BOTH)
+    proof.fill(to, 1)
+    data = proof.fill(source, 2)
+    stopped = proof.stopped(lambda: proof.edu.copy(source.made.bus, to.made.bus, LENGTH))
+    assert (proof.bytes_of(to) == data) is not proof.protected
+    assert stopped == ([("wrong-iommu-permission", to)] if proof.protected else [])
+    assert proof.recorded(to.made.bus, writes=True)
 
 
 def test_bus_addresses_are_physical_ones_only_where_nothing_translates(proof):
@@ -200,25 +239,14 @@ def test_the_device_reaches_every_entry_of_a_list(proof):
         assert proof.bytes_of(into) == data
 
 
-def test_a_device_cannot_write_what_is_mapped_for_it_to_read(proof):
-    """Without an IOMMU nothing stops it, which is why the driver has to be right."""
-    to, source = proof.mapping(TO), proof.mapping(BOTH)
-    proof.fill(to, 1)
-    data = proof.fill(source, 2)
-    stopped = proof.stopped(lambda: proof.edu.copy(source.made.bus, to.made.bus, LENGTH))
-    assert (proof.bytes_of(to) == data) is not proof.protected
-    wanted = [("wrong-iommu-permission", to)] if proof.protected else []
-    assert [(one.rule, one.entry) for one in stopped] == wanted
-
-
 def test_a_physical_address_is_no_bus_address(proof):
     """It looks right, and is where nothing translates."""
     source, into = proof.mapping(BOTH), proof.mapping(FROM)
     data = proof.fill(source, 3)
     stopped = proof.stopped(lambda: proof.edu.copy(source.made.physical, into.made.bus, LENGTH))
     assert (proof.bytes_of(into) == data) is not proof.protected
-    wanted = [("virt-to-phys-as-bus", source)] if proof.protected else []
-    assert [(one.rule, one.entry) for one in stopped] == wanted
+    assert proof.told(stopped, "virt-to-phys-as-bus", source)
+    assert proof.recorded(source.made.physical, writes=False)
 
 
 def test_a_page_behind_a_buffer_is_out_of_reach(proof):
@@ -229,7 +257,8 @@ def test_a_page_behind_a_buffer_is_out_of_reach(proof):
     if proof.protected:
         stopped = proof.stopped(lambda: proof.edu.copy(behind, into.made.bus, 64))
         assert proof.bytes_of(into)[64:] == before[64:]
-        assert [(one.rule, one.entry) for one in stopped] == [("unreachable-bus-address", ring)]
+        assert proof.told(stopped, "unreachable-bus-address", ring)
+        assert proof.recorded(behind, writes=False)
 
 
 @pytest.mark.parametrize(
@@ -321,8 +350,8 @@ def test_what_is_unmapped_is_out_of_the_tables_and_out_of_reach(proof):
     assert len(proof.book.mappings) == 0
     stopped = proof.stopped(lambda: proof.edu.copy(source.made.bus, into.made.bus, LENGTH))
     assert (proof.bytes_of(into) == before) is proof.protected
-    wanted = [("use-after-unmap", into)] if proof.protected else []
-    assert [(one.rule, one.entry) for one in stopped] == wanted
+    assert proof.told(stopped, "use-after-unmap", into)
+    assert proof.recorded(into.made.bus, writes=True)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
