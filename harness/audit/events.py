@@ -120,7 +120,7 @@ class Event:
     Attributes:
         number: the record's, from 0; the order in which things became true.
         kind: what was called.
-        time: nanoseconds of the guest's monotonic clock.
+        time: nanoseconds of the guest's kernel log's clock.
         direction: as the driver said it.
         cpu: the processor's number.
         pid: the thread.

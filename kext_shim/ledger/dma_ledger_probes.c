@@ -19,27 +19,26 @@ struct watch {
 	u16 kind;
 	ledger_enter_fn *enter;
 	ledger_leave_fn *leave;
+	/* NULL for all calls */
 	ledger_wanted_fn *wanted;
 	struct kretprobe probe;
 	bool armed;
 };
 
-#define BEGINS(_kind, _name, _enter, _leave)                        \
-	{                                                           \
-		.names = { _name }, .kind = _kind, .enter = _enter, \
-		.leave = _leave,                                    \
-	}
-#define ENDS(_kind, _name, _enter)                             \
-	{                                                      \
-		.names = { _name, "__" _name }, .kind = _kind, \
-		.enter = _enter,                               \
-	}
-
-#define CONCERNS(_kind, _name, _enter, _leave, _wanted)             \
+/* Only some of its calls may be of interest. */
+#define BEGINS_IF(_wanted, _kind, _name, _enter, _leave)            \
 	{                                                           \
 		.names = { _name }, .kind = _kind, .enter = _enter, \
 		.leave = _leave, .wanted = _wanted,                 \
 	}
+#define ENDS_IF(_wanted, _kind, _name, _enter)                 \
+	{                                                      \
+		.names = { _name, "__" _name }, .kind = _kind, \
+		.enter = _enter, .wanted = _wanted,            \
+	}
+#define BEGINS(...) BEGINS_IF(ledger_wanted_device, __VA_ARGS__)
+#define ENDS(...) ENDS_IF(ledger_wanted_device, __VA_ARGS__)
+#define SELDOM(...) BEGINS_IF(NULL, __VA_ARGS__)
 
 static struct watch watches[] = {
 	BEGINS(DMA_LEDGER_ALLOC, "dma_alloc_attrs", ledger_enter_alloc,
@@ -74,64 +73,65 @@ static struct watch watches[] = {
 	     ledger_enter_list),
 	ENDS(DMA_LEDGER_SYNC_SG_FOR_DEVICE, "dma_sync_sg_for_device",
 	     ledger_enter_list),
-	BEGINS(DMA_LEDGER_POOL_CREATE, "dma_pool_create",
+	SELDOM(DMA_LEDGER_POOL_CREATE, "dma_pool_create",
 	       ledger_enter_pool_create, ledger_leave_pool_create),
-	BEGINS(DMA_LEDGER_POOL_ALLOC, "dma_pool_alloc", ledger_enter_pool_alloc,
-	       ledger_leave_pool_alloc),
-	ENDS(DMA_LEDGER_POOL_FREE, "dma_pool_free", ledger_enter_pool_free),
-	ENDS(DMA_LEDGER_POOL_DESTROY, "dma_pool_destroy",
-	     ledger_enter_pool_destroy),
-	BEGINS(DMA_LEDGER_SET_MASK, "dma_set_mask", ledger_enter_mask,
+	BEGINS_IF(ledger_wanted_pool, DMA_LEDGER_POOL_ALLOC, "dma_pool_alloc",
+		  ledger_enter_pool_alloc, ledger_leave_pool_alloc),
+	ENDS_IF(ledger_wanted_pool, DMA_LEDGER_POOL_FREE, "dma_pool_free",
+		ledger_enter_pool_free),
+	ENDS_IF(NULL, DMA_LEDGER_POOL_DESTROY, "dma_pool_destroy",
+		ledger_enter_pool_destroy),
+	SELDOM(DMA_LEDGER_SET_MASK, "dma_set_mask", ledger_enter_mask,
 	       ledger_leave_mask),
-	BEGINS(DMA_LEDGER_SET_COHERENT_MASK, "dma_set_coherent_mask",
+	SELDOM(DMA_LEDGER_SET_COHERENT_MASK, "dma_set_coherent_mask",
 	       ledger_enter_mask, ledger_leave_mask),
-	BEGINS(DMA_LEDGER_MMAP, "dma_mmap_attrs", ledger_enter_mmap,
+	SELDOM(DMA_LEDGER_MMAP, "dma_mmap_attrs", ledger_enter_mmap,
 	       ledger_leave_mmap),
-	BEGINS(DMA_LEDGER_MEMORY_UC, "set_memory_uc", ledger_enter_memory,
+	SELDOM(DMA_LEDGER_MEMORY_UC, "set_memory_uc", ledger_enter_memory,
 	       ledger_leave_status),
-	BEGINS(DMA_LEDGER_MEMORY_WC, "set_memory_wc", ledger_enter_memory,
+	SELDOM(DMA_LEDGER_MEMORY_WC, "set_memory_wc", ledger_enter_memory,
 	       ledger_leave_status),
-	BEGINS(DMA_LEDGER_MEMORY_WB, "set_memory_wb", ledger_enter_memory,
+	SELDOM(DMA_LEDGER_MEMORY_WB, "set_memory_wb", ledger_enter_memory,
 	       ledger_leave_status),
-	BEGINS(DMA_LEDGER_PAGES_UC, "set_pages_uc", ledger_enter_pages,
+	SELDOM(DMA_LEDGER_PAGES_UC, "set_pages_uc", ledger_enter_pages,
 	       ledger_leave_status),
-	BEGINS(DMA_LEDGER_PAGES_WB, "set_pages_wb", ledger_enter_pages,
+	SELDOM(DMA_LEDGER_PAGES_WB, "set_pages_wb", ledger_enter_pages,
 	       ledger_leave_status),
-	BEGINS(DMA_LEDGER_PAGES_ARRAY_UC, "set_pages_array_uc",
+	SELDOM(DMA_LEDGER_PAGES_ARRAY_UC, "set_pages_array_uc",
 	       ledger_enter_pages_array, ledger_leave_pages_array),
-	BEGINS(DMA_LEDGER_PAGES_ARRAY_WC, "set_pages_array_wc",
+	SELDOM(DMA_LEDGER_PAGES_ARRAY_WC, "set_pages_array_wc",
 	       ledger_enter_pages_array, ledger_leave_pages_array),
-	BEGINS(DMA_LEDGER_PAGES_ARRAY_WB, "set_pages_array_wb",
+	SELDOM(DMA_LEDGER_PAGES_ARRAY_WB, "set_pages_array_wb",
 	       ledger_enter_pages_array, ledger_leave_pages_array),
-	CONCERNS(DMA_LEDGER_USER_PAGE, "vm_insert_page", ledger_enter_user_page,
-		 ledger_leave_status, ledger_wanted_user),
-	CONCERNS(DMA_LEDGER_USER_PAGES, "vm_insert_pages",
-		 ledger_enter_user_pages, ledger_leave_user_pages,
-		 ledger_wanted_user),
-	CONCERNS(DMA_LEDGER_USER_RANGE, "remap_pfn_range",
-		 ledger_enter_user_range, ledger_leave_status,
-		 ledger_wanted_user),
-	CONCERNS(DMA_LEDGER_USER_FRAME, "vmf_insert_pfn",
-		 ledger_enter_user_frame, ledger_leave_fault,
-		 ledger_wanted_user),
-	CONCERNS(DMA_LEDGER_USER_FRAME_PROT, "vmf_insert_pfn_prot",
-		 ledger_enter_user_frame, ledger_leave_fault,
-		 ledger_wanted_user),
-	CONCERNS(DMA_LEDGER_USER_MIXED, "vmf_insert_mixed",
-		 ledger_enter_user_frame, ledger_leave_fault,
-		 ledger_wanted_user),
-	BEGINS(DMA_LEDGER_BIND, "really_probe", ledger_enter_bind,
+	BEGINS_IF(ledger_wanted_user, DMA_LEDGER_USER_PAGE, "vm_insert_page",
+		  ledger_enter_user_page, ledger_leave_status),
+	BEGINS_IF(ledger_wanted_user, DMA_LEDGER_USER_PAGES, "vm_insert_pages",
+		  ledger_enter_user_pages, ledger_leave_user_pages),
+	BEGINS_IF(ledger_wanted_user, DMA_LEDGER_USER_RANGE, "remap_pfn_range",
+		  ledger_enter_user_range, ledger_leave_status),
+	BEGINS_IF(ledger_wanted_user, DMA_LEDGER_USER_FRAME, "vmf_insert_pfn",
+		  ledger_enter_user_frame, ledger_leave_fault),
+	BEGINS_IF(ledger_wanted_user, DMA_LEDGER_USER_FRAME_PROT,
+		  "vmf_insert_pfn_prot", ledger_enter_user_frame,
+		  ledger_leave_fault),
+	BEGINS_IF(ledger_wanted_user, DMA_LEDGER_USER_MIXED, "vmf_insert_mixed",
+		  ledger_enter_user_frame, ledger_leave_fault),
+	SELDOM(DMA_LEDGER_BIND, "really_probe", ledger_enter_bind,
 	       ledger_leave_bind),
-	CONCERNS(DMA_LEDGER_UNBIND, "device_release_driver_internal",
-		 ledger_enter_unbind, ledger_leave_unbind,
-		 ledger_wanted_unbind),
+	BEGINS_IF(ledger_wanted_unbind, DMA_LEDGER_UNBIND,
+		  "device_release_driver_internal", ledger_enter_unbind,
+		  ledger_leave_unbind),
 };
 
 static int called(struct kprobe *probe, struct pt_regs *regs)
 {
 	const struct watch *watch = container_of(probe, struct watch, probe.kp);
-	struct ledger_call call = {};
+	struct ledger_call call;
 
+	if (watch->wanted && !watch->wanted(regs))
+		return 0;
+	call.argument = 0;
+	call.entries = 0;
 	ledger_record_begin(&call.record, watch->kind, regs);
 	watch->enter(&call, regs);
 	ledger_record_write(&call.record);
