@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The console door: ``iobmd check``, ``clauses``, ``boot``, ``ssh``, ``bench`` and ``doctor``.
+"""The console door: ``iobmd check``, ``audit``, ``clauses``, ``machines``, ``boot``, ``ssh``, ``bench``, ...
 
 The exit code says what kind of failure it was: 0 all well, the others are `harness.errors.FailureKind`.
 """
@@ -8,25 +8,36 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 
-from harness import attach, doctor, repro
+from harness import attach, audit_door, doctor, repro
 from harness.bench import door as bench
 from harness.bug import report_bug
 from harness.contract.catalogue import catalogue
 from harness.contract.engine import all_checks, judge
-from harness.contract.model import ClauseResult, Verdict
+from harness.contract.model import Clause, ClauseResult, Judgement, Verdict
 from harness.errors import FailureKind, GuestFailure, HarnessError, exhaustion, interruption
 from harness.forensics import diagnosed
 from harness.history import last_verdicts, remember
-from harness.images import RichProgress
+from harness.images import Progress, RichProgress, prepare_kernel
 from harness.iokit import IOKit
-from harness.options import add_options, from_namespace, make_guest, prepare
+from harness.machines import MACHINES, NamedMachine, find_machine, fitting, machines_named
+from harness.options import MachineOptions, add_options, from_namespace, make_guest, prepare
 from harness.oracle import Oracle
-from harness.report import Proof, check_writable, print_clauses, print_judgement, report_console, write_json
+from harness.report import (
+    Proof,
+    check_writable,
+    print_clauses,
+    print_judgement,
+    print_machines,
+    report_console,
+    write_json,
+    write_machines,
+)
 from harness.vm import QemuDied
 
 #: What a shell shows for a program that SIGPIPE ended: somebody closed our standard output.
@@ -41,12 +52,15 @@ examples:
   iobmd check --kernel debian-6.12-cloud   another one
   iobmd check --group C -v                 one group, with all the evidence
   iobmd check --kernel ./vmlinuz --modules ./lib/modules/6.9.0 --headers ./linux
+  iobmd audit ./mydriver                   judge the DMA buffers of a driver, unchanged
+  iobmd audit e1000e --device e1000e --kernel debian-6.1
   iobmd clauses F04                        what F04 promises, who says so, how it is decided
   iobmd boot                               look around in a guest (Ctrl-] leaves)
   iobmd bench rpc start                    how fast, beside peers measured in the same run
   iobmd bench boot                         where the milliseconds of a boot go
   iobmd ssh dmesg                          one command in a guest, its output and exit status
   iobmd repro results/latest/TEST          one failed test again
+  iobmd check --machine all                on every machine there is; `iobmd machines` lists them
   iobmd doctor                             what this host can do, what is missing
 """
 
@@ -144,6 +158,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("-v", "--verbose", action="store_true", help="print the evidence of every clause")
     check.set_defaults(run=_check)
 
+    audit_door.add_arguments(
+        commands.add_parser("audit", help="judge the DMA buffers of any driver, unchanged")
+    )
+
     boot = commands.add_parser("boot", help="a shell on the serial console of a guest")
     boot.set_defaults(run=_boot)
 
@@ -186,6 +204,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.set_defaults(run=_clauses)
 
+    named = commands.add_parser("machines", help="the machines that --machine names")
+    named.set_defaults(run=_machines)
+
     host = commands.add_parser("doctor", help="what this host can do and what is missing")
     host.set_defaults(run=lambda _: doctor.run(_PatientConsole(highlight=False)))
     return parser
@@ -195,8 +216,50 @@ def _check(arguments: argparse.Namespace) -> int:
     clauses = catalogue().select(*arguments.group)
     if arguments.json:
         check_writable(arguments.json)
-    options = from_namespace(arguments)
     progress = RichProgress()
+    wanted = [_on(arguments, machine) for machine in machines_named(arguments.machine)]
+    if len(wanted) == 1:
+        return _check_one(arguments, wanted[0], clauses, progress)
+    return _check_several(arguments, wanted, clauses, progress)
+
+
+def _on(arguments: argparse.Namespace, machine: NamedMachine) -> MachineOptions:
+    return from_namespace(argparse.Namespace(**vars(arguments) | {"machine": machine.name}))
+
+
+def _check_one(
+    arguments: argparse.Namespace, options: MachineOptions, clauses: tuple[Clause, ...], progress: Progress
+) -> int:
+    judgement = _judged(options, clauses, progress)
+    asked = frozenset(clause.id for clause in clauses)
+    print_judgement(judgement, verbose=arguments.verbose, asked=asked)
+    if arguments.json:
+        write_json(judgement, arguments.json)
+    return 1 if judgement.count(Verdict.BROKEN) else 0
+
+
+def _check_several(
+    arguments: argparse.Namespace,
+    wanted: list[MachineOptions],
+    clauses: tuple[Clause, ...],
+    progress: Progress,
+) -> int:
+    kernel = prepare_kernel(wanted[0].selector, progress, refresh=arguments.refresh)
+    machines = [find_machine(options.machine) for options in wanted]
+    able, left_out = fitting(machines, kernel, asked=arguments.machine)
+    judgements = {}
+    for options in wanted:
+        if find_machine(options.machine) in able:
+            progress.note(f"on {options.machine}: {find_machine(options.machine).about}")
+            judgements[options.machine] = _judged(replace(options, refresh=False), clauses, progress)
+    print_machines(judgements, left_out, verbose=arguments.verbose)
+    if arguments.json:
+        write_machines(judgements, left_out, arguments.json)
+    return 1 if any(judgement.count(Verdict.BROKEN) for judgement in judgements.values()) else 0
+
+
+def _judged(options: MachineOptions, clauses: tuple[Clause, ...], progress: Progress) -> Judgement:
+    """Judge on one machine; what was decided before a guest died is told."""
     image = prepare(options, progress)
     decided: list[ClauseResult] = []
     try:
@@ -208,12 +271,18 @@ def _check(arguments: argparse.Namespace) -> int:
             progress.note(f"{len(decided)} of {len(clauses)} clauses were judged before, the last was {last}")
         raise
     remember(judgement)
-    judgement = judgement.covering(catalogue().values(), "not asked for in this run")
-    asked = frozenset(clause.id for clause in clauses)
-    print_judgement(judgement, verbose=arguments.verbose, asked=asked)
-    if arguments.json:
-        write_json(judgement, arguments.json)
-    return 1 if judgement.count(Verdict.BROKEN) else 0
+    return judgement.covering(catalogue().values(), "not asked for in this run")
+
+
+def _machines(_: argparse.Namespace) -> int:
+    console = _PatientConsole(highlight=False)
+    for machine in MACHINES.values():
+        console.print(f"{machine.name:<18}{machine.about}", markup=False, soft_wrap=True)
+        console.print(f"{'':<18}{machine.describe()}", markup=False, soft_wrap=True, style="dim")
+        if machine.drivers:
+            needs = ", ".join(machine.drivers)
+            console.print(f"{'':<18}only for kernels that have {needs}", soft_wrap=True, style="dim")
+    return 0
 
 
 def _clauses(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from harness.images import (
     prepare_kernel,
 )
 from harness.link import Guest, GuestOptions
+from harness.machines import ALL, USUAL, find_machine, fitting
 from harness.vm import Accel, MachineSpec, SnapshotStore
 
 DEFAULT_RECIPE = default_recipe()
-_DEFAULT_MEMORY = 512
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class MachineOptions:
         kernel: a recipe's name, or the path of a vmlinuz (then with *modules* and *headers*).
         modules: the ``lib/modules/<release>`` folder that belongs to a vmlinuz.
         headers: the kernel's build tree, what ``make -C`` takes.
-        memory_mib: guest RAM in MiB.
-        cpus: virtual CPUs.
+        machine: the name of one of `harness.machines.MACHINES`.
+        memory_mib: guest RAM in MiB; None: what that machine has.
+        cpus: virtual CPUs; None: as many as that machine has.
         accel: which accelerator to use.
         refresh: look for a newer version of the recipe's kernel first.
         snapshot: start from a snapshot where there is one, and make it where there is none.
@@ -46,8 +47,9 @@ class MachineOptions:
     kernel: str = DEFAULT_RECIPE
     modules: Path | None = None
     headers: Path | None = None
-    memory_mib: int = _DEFAULT_MEMORY
-    cpus: int = 1
+    machine: str = USUAL.name
+    memory_mib: int | None = None
+    cpus: int | None = None
     accel: Accel = Accel.AUTO
     refresh: bool = False
     snapshot: bool = True
@@ -57,15 +59,15 @@ class MachineOptions:
         """Refuse a machine that cannot be before a kernel is downloaded for it.
 
         Raises:
-            BadInput: no such recipe, parts of a kernel without the others, memory or CPUs outside of what a
-                machine can have, or a scale that is none.
+            BadInput: no such recipe or machine, parts of a kernel without the others, memory or CPUs outside
+                of what a machine can have, or a scale that is none.
         """
         if not self.kernel:
             raise BadInput("--kernel is empty", hint=f"--kernel {DEFAULT_RECIPE}")
         if self.selector.recipe is not None:
             find_recipe(self.selector.recipe)
-        nothing = Path()
-        MachineSpec(kernel=nothing, initrd=nothing, memory_mib=self.memory_mib, cpus=self.cpus)
+        nothing, guest = Path(), self.guest(with_shell=False)
+        MachineSpec(kernel=nothing, initrd=nothing, memory_mib=guest.memory_mib, cpus=guest.cpus)
         Deadlines(scale=self.timeout_scale)
 
     @property
@@ -78,12 +80,14 @@ class MachineOptions:
 
     def guest(self, *, with_shell: bool) -> GuestOptions:
         """Return the machine to boot; with *with_shell* the agent also serves the console."""
-        return GuestOptions(
-            memory_mib=self.memory_mib,
-            cpus=self.cpus,
+        named = find_machine(self.machine).guest()
+        return replace(
+            named,
+            memory_mib=named.memory_mib if self.memory_mib is None else self.memory_mib,
+            cpus=named.cpus if self.cpus is None else self.cpus,
             accel=self.accel,
             timeout_scale=self.timeout_scale,
-            cmdline=("iobmd.shell",) if with_shell else (),
+            cmdline=(*named.cmdline, "iobmd.shell") if with_shell else named.cmdline,
         )
 
 
@@ -97,9 +101,12 @@ def add_options(add: Callable[..., Any]) -> None:
         help="your kernel's lib/modules/<release> folder")  # fmt: skip
     add("--headers", metavar="DIR", type=Path, default=None,
         help="your kernel's build tree (what `make -C` takes)")  # fmt: skip
-    add("--memory", metavar="MIB", type=int, default=_DEFAULT_MEMORY,
-        help="guest RAM in MiB; default %(default)s")  # fmt: skip
-    add("--cpus", metavar="N", type=int, default=1, help="virtual CPUs; default %(default)s")
+    add("--machine", metavar="NAME", default=USUAL.name,
+        help=f"a machine by name (`iobmd machines` lists them); pytest and `iobmd check` take several with "
+        f"commas between, or `{ALL}` for every one the kernel can run on; default %(default)s")  # fmt: skip
+    add("--memory", metavar="MIB", type=int, default=None,
+        help=f"guest RAM in MiB; default what the machine has, {USUAL.memory_mib} for most")  # fmt: skip
+    add("--cpus", metavar="N", type=int, default=None, help="virtual CPUs; default what the machine has")
     add("--accel", choices=[accel.value for accel in Accel], default=Accel.AUTO.value,
         help="auto uses KVM only where a guest has answered under it; default %(default)s")  # fmt: skip
     add("--no-snapshot", action="store_true", default=False,
@@ -116,6 +123,7 @@ def from_namespace(values: Namespace) -> MachineOptions:
         kernel=values.kernel,
         modules=values.modules,
         headers=values.headers,
+        machine=values.machine,
         memory_mib=values.memory,
         cpus=values.cpus,
         accel=Accel(values.accel),
@@ -129,10 +137,12 @@ def prepare(options: MachineOptions, progress: Progress, *, with_shell: bool = F
     """Fetch and build whatever a guest with *options* boots from; quick when it is all cached.
 
     Raises:
-        BadInput: no such recipe, or a custom kernel whose parts do not belong together.
+        BadInput: no such recipe, a custom kernel whose parts do not belong together, or one that lacks what
+            the machine needs.
         HostLacks: no network and nothing cached, no space, or a missing program.
     """
     kernel = prepare_kernel(options.selector, progress, refresh=options.refresh)
+    fitting([find_machine(options.machine)], kernel, asked=options.machine)
     return prepare_guest(kernel, progress, with_shell=with_shell)
 
 

@@ -3,9 +3,10 @@
 
 =================  ========  =================================================================
 ``--kernel`` takes one kernel, several with commas between, or ``all``: with more than one, every test that
-uses a guest runs on each, and its id carries the kernel's release.  JUnit reports name the kernel, QEMU,
-accelerator and module build of every such test, how its guest was started, and the clause it decides where it
-is marked ``@pytest.mark.clause("C08")``.
+uses a guest runs on each, and its id carries the kernel's release.  ``--machine`` does the same for machines
+(`harness.machines`), whose names are in the ids.  JUnit reports name the kernel, machine, QEMU, accelerator
+and module build of every such test, how its guest was started, and the clause it decides where it is marked
+``@pytest.mark.clause("C08")``.
 
 With pytest-xdist, ``-n 4`` runs four workers with guests of their own, or as many as the host has memory for.
 Tests are ordered by kernel and dealt out in that order: every worker changes to the next kernel once.
@@ -32,15 +33,20 @@ from harness.errors import FailureKind, GuestFailure
 from harness.images import GuestImage
 from harness.iokit import IOKit
 from harness.link import Guest
+from harness.machines import NamedMachine, find_machine
 from harness.options import add_options, make_guest, prepare
 from harness.oracle import Oracle
 from harness.pytest_plugin import attribution, evidence
 from harness.pytest_plugin.asked import (
+    KERNEL,
     in_its_own_words,
     is_worker,
-    kernel_params,
+    kernel_asked,
     kernels,
+    left_out,
     machine_options,
+    machines,
+    parametrize,
     progress,
     uncaptured,
 )
@@ -48,7 +54,7 @@ from harness.pytest_plugin.attribution import current
 from harness.pytest_plugin.kept import keep
 from harness.pytest_plugin.kinds import error_of, note_kind, shorten
 from harness.pytest_plugin.runs import KEEP_RUNS
-from harness.pytest_plugin.seat import NoCleanGuest, Role, Seat, gone, lines, seats_of, taken
+from harness.pytest_plugin.seat import Ground, NoCleanGuest, Role, Seat, gone, lines, seats_of, taken
 from harness.pytest_plugin.workers import capped
 from harness.vm import Machine
 
@@ -61,9 +67,9 @@ pytest_plugins = (
     "harness.pytest_plugin.runs",
     "harness.pytest_plugin.leftovers",
     "harness.pytest_plugin.kept",
+    "harness.pytest_plugin.audits",
 )
 
-_KERNEL = pytest.StashKey[str | None]()
 _ORACLES = pytest.StashKey[WeakKeyDictionary[Guest, Oracle]]()
 
 
@@ -93,23 +99,29 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker, and refuse a machine or a kernel that cannot be before anything is collected."""
     config.addinivalue_line("markers", "clause(id): the clause of the contract that this test decides")
     for name in kernels(config):
-        machine_options(config, name)
+        for machine in machines(config):
+            machine_options(config, name, machine.name)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what uses a guest once per kernel, when several were asked for."""
-    if "guest_image" in metafunc.fixturenames and len(kernels(metafunc.config)) > 1:
-        metafunc.parametrize("guest_image", kernel_params(metafunc.config), indirect=True, scope="session")
+    """Run what uses a guest once per kernel and machine, when several were asked for."""
+    parametrize(metafunc)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say which kernel and machine tests get; the accelerator is decided when the first guest starts."""
     options = machine_options(config)
-    names = kernels(config)
+    names, wanted = kernels(config), machines(config)
     ways = [name for name in ("--fresh", "--no-snapshot") if config.getoption(name)]
+    guest = options.guest(with_shell=False)
+    sizes = [f"{guest.memory_mib} MiB", f"{guest.cpus} vCPU"]
+    if len(wanted) > 1:
+        sizes = [f"{value} {unit}" for value, unit in
+                 ((options.memory_mib, "MiB"), (options.cpus, "vCPU")) if value is not None]  # fmt: skip
     head = [
-        f"kernel{'s' if len(names) > 1 else ''} {', '.join(names)}", f"{options.memory_mib} MiB",
-        f"{options.cpus} vCPU", f"accelerator {options.accel.value}", *ways,
+        f"kernel{'s' if len(names) > 1 else ''} {', '.join(names)}",
+        f"machine{'s' if len(wanted) > 1 else ''} {', '.join(machine.name for machine in wanted)}",
+        *sizes, f"accelerator {options.accel.value}", *ways,
     ]  # fmt: skip
     return [f"iobmd: {', '.join(head)}", *(f"iobmd: {line}" for line in (capped(config),) if line)]
 
@@ -117,16 +129,25 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 @pytest.fixture(scope="session")
 def guest_image(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> GuestImage:
     """What the session boots; fetched and built on the first use, with progress on the terminal."""
-    pytestconfig.stash[_KERNEL] = kernel = getattr(request, "param", None)
+    pytestconfig.stash[KERNEL] = kernel = getattr(request, "param", None)
     options = machine_options(pytestconfig, kernel)
     with uncaptured(pytestconfig), in_its_own_words():
         return prepare(options, progress(pytestconfig))
 
 
 @pytest.fixture(scope="session")
-def guest(pytestconfig: pytest.Config, guest_image: GuestImage) -> Iterator[Guest]:
+def named_machine(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> NamedMachine:
+    """The machine of `harness.machines` that this test's guest is; ``--memory`` and ``--cpus`` change it."""
+    name = getattr(request, "param", None)
+    return machines(pytestconfig)[0] if name is None else find_machine(name)
+
+
+@pytest.fixture(scope="session")
+def guest(
+    pytestconfig: pytest.Config, guest_image: GuestImage, named_machine: NamedMachine
+) -> Iterator[Guest]:
     """A running guest whose agent answered; shared by the whole session."""
-    with _seated(pytestconfig, guest_image, Role.SESSION) as seat:
+    with _seated(pytestconfig, guest_image, named_machine, Role.SESSION) as seat:
         yield seat.guest
 
 
@@ -137,9 +158,11 @@ def machine(guest: Guest) -> Machine:
 
 
 @pytest.fixture(scope="session")
-def iobmd_fresh_seat(pytestconfig: pytest.Config, guest_image: GuestImage) -> Iterator[Seat]:
+def iobmd_fresh_seat(
+    pytestconfig: pytest.Config, guest_image: GuestImage, named_machine: NamedMachine
+) -> Iterator[Seat]:
     """Where `fresh_guest` sits between the tests that ask for it; not for tests."""
-    with _seated(pytestconfig, guest_image, Role.FRESH) as seat:
+    with _seated(pytestconfig, guest_image, named_machine, Role.FRESH) as seat:
         yield seat
 
 
@@ -157,9 +180,13 @@ def fresh_machine(fresh_guest: Guest) -> Machine:
 
 
 @pytest.fixture
-def iobmd_subject(request: pytest.FixtureRequest, guest_image: GuestImage) -> Guest:  # noqa: ARG001
+def iobmd_subject(
+    request: pytest.FixtureRequest,
+    guest_image: GuestImage,  # noqa: ARG001
+    named_machine: NamedMachine,  # noqa: ARG001
+) -> Guest:
     """The guest a test is about: the fresh one where the test names it, else the session's."""
-    # guest_image is named for pytest: a test is run once per kernel if its fixtures need one.
+    # Both are named for pytest: a test is run once per kernel and machine if its fixtures need them.
     wanted = "fresh_guest" if "fresh_guest" in request.fixturenames else "guest"
     found: Guest = request.getfixturevalue(wanted)
     return found
@@ -230,6 +257,8 @@ def pytest_runtest_makereport(
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Close with what the tests ran on, how it was started and why, and what became of it."""
+    for line in left_out(config):
+        terminalreporter.write_line(f"iobmd: left out of --machine all: {line}")
     if capped(config) and config.get_verbosity() < 0:  # there was no header to say it in
         terminalreporter.write_line(f"iobmd: {capped(config)}")
     for line in lines(config):
@@ -251,16 +280,17 @@ def _look_closer(
 
 
 @contextlib.contextmanager
-def _seated(config: pytest.Config, image: GuestImage, role: Role) -> Iterator[Seat]:
+def _seated(config: pytest.Config, image: GuestImage, named: NamedMachine, role: Role) -> Iterator[Seat]:
     """Start a guest, keep it in its seat, end it."""
-    options = machine_options(config)
+    kernel = kernel_asked(config)
+    options = machine_options(config, kernel, named.name)
     with contextlib.ExitStack() as stack:
         with in_its_own_words():
             started = stack.enter_context(make_guest(options, image, progress(config)))
         with in_its_own_words():
             looked_at = config.getoption("--keep-vm") or config.getoption("--dump-on-failure")
-            kernel = config.stash[_KERNEL]
-            seat = Seat(role, started, kernel, snapshots=options.snapshot, looked_at=looked_at)
+            on = Ground(kernel, named.name)
+            seat = Seat(role, started, on, snapshots=options.snapshot, looked_at=looked_at)
             if role is Role.SESSION:  # the fresh one is made ready by its fixture
                 seat.ready(current(config), clean=False)
         yield stack.enter_context(taken(config, seat))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from harness.audit.events import Direction, Event, Flag, Kind
 from harness.audit.live import Entry, Live, bus_ranges
+from harness.forensics import Frame
 
 PAGE = 4096
 _CMA_ALIGNMENT = 1 << 20  # CONFIG_CMA_ALIGNMENT=8 pages: no allocation is promised more
@@ -31,6 +32,10 @@ _UNMAPS: Mapping[Kind, set[Kind]] = {
 }
 _SYNCS = {Kind.SYNC_FOR_CPU, Kind.SYNC_FOR_DEVICE, Kind.SYNC_SG_FOR_CPU, Kind.SYNC_SG_FOR_DEVICE}
 _TYPES = {Kind.MEMORY_UC, Kind.MEMORY_WC, Kind.MEMORY_WB, Kind.PAGES_UC, Kind.PAGES_WB}
+_USERS = {
+    *(Kind.MMAP, Kind.USER_PAGE, Kind.USER_PAGES, Kind.USER_RANGE),
+    *(Kind.USER_FRAME, Kind.USER_FRAME_PROT, Kind.USER_MIXED),
+}
 _WRITE_BACK = {Kind.MEMORY_WB, Kind.PAGES_WB}
 _SLEEPING = _TYPES | {Kind.POOL_CREATE, Kind.POOL_DESTROY, Kind.MMAP, Kind.FREE_NONCONTIGUOUS}
 
@@ -44,12 +49,14 @@ class Violation:
         event: the call.
         entry: what it is about, where that is known.
         evidence: a sentence with the numbers.
+        place: the call's stack, innermost first, where the kernel's log has it and the event has none.
     """
 
     rule: str
     event: Event
     entry: Entry | None
     evidence: str
+    place: tuple[Frame, ...] = ()
 
 
 @dataclass
@@ -65,6 +72,7 @@ class Book:
         blocks: blocks of pools that are alive, by pool.
         violations: what was wrong, in the order it was seen.
         types: pages with another type than write-back, by frame number, and the call that made them so.
+        users: the last call that mapped something into user space at each address.
     """
 
     whole: bool = True
@@ -74,6 +82,7 @@ class Book:
     blocks: Live = field(default_factory=Live)
     violations: list[Violation] = field(default_factory=list)
     types: dict[int, Event] = field(default_factory=dict)
+    users: dict[int, Event] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Say who handles what."""
@@ -91,6 +100,7 @@ class Book:
         handlers |= dict.fromkeys(_ALLOCATIONS, self._alloc) | dict.fromkeys(_FREES, self._free)
         handlers |= dict.fromkeys(_MAPS, self._map) | dict.fromkeys(_UNMAPS, self._unmap)
         handlers |= dict.fromkeys(_SYNCS, self._sync) | dict.fromkeys(_TYPES, self._type)
+        handlers |= dict.fromkeys(_USERS, self._user)
         self._handlers = handlers
 
     def replay(self, events: Iterable[Event]) -> None:
@@ -279,6 +289,10 @@ class Book:
                 changed = f"{before:#x} became {event.size:#x} while {entry.made.bus:#x} is alive"
                 self._note("mask-after-alloc", event, entry, changed)
                 return
+
+    def _user(self, event: Event) -> None:
+        if not event.error:
+            self.users[event.owner] = event
 
     def _type(self, event: Event) -> None:
         if event.virtual % PAGE:

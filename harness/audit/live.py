@@ -92,6 +92,10 @@ class Live:
         """Return the last one that began at an address and has ended."""
         return self._past.get((owner, bus))
 
+    def gone(self) -> Iterator[Entry]:
+        """Yield the last one at each address that has ended."""
+        return iter(list(self._past.values()))
+
     def end(self, owner: int, entry: Entry, event: Event) -> None:
         """Note that one has ended."""
         key = (owner, entry.made.bus)

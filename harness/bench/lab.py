@@ -81,8 +81,8 @@ class Lab:
     def _described(self, image: GuestImage) -> GuestImage:
         self.board.facts |= {
             "kernel": image.kernel.release,
-            "memory_mib": self.options.memory_mib,
-            "cpus": self.options.cpus,
+            "memory_mib": self.machine.memory_mib,
+            "cpus": self.machine.cpus,
             "accelerator": self.options.accel.value,
         }
         return image

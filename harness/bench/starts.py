@@ -135,7 +135,7 @@ def _seconds(start: Start, how: StartKind) -> float:
 
 def _peer(lab: Lab, image: str, notes: list[str]) -> Callable[[ExitStack], Measure]:
     def prepare(_: ExitStack) -> Measure:
-        peer = vng.prepare(lab.image.kernel, lab.progress, lab.options.memory_mib, lab.options.cpus)
+        peer = vng.prepare(lab.image.kernel, lab.progress, lab.machine.memory_mib, lab.machine.cpus)
         if peer.about not in notes:
             notes.append(peer.about)
         return lambda: cost(lambda: peer.run(image))
@@ -146,7 +146,7 @@ def _peer(lab: Lab, image: str, notes: list[str]) -> Callable[[ExitStack], Measu
 def _whole_command(lab: Lab) -> None:
     options = lab.options
     program = _WHOLE.format(
-        kernel=options.kernel, memory=options.memory_mib, cpus=options.cpus, accel=options.accel.value
+        kernel=options.kernel, memory=lab.machine.memory_mib, cpus=lab.machine.cpus, accel=options.accel.value
     )
     done = run(
         [sys.executable, "-c", program],

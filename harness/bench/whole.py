@@ -129,7 +129,7 @@ def _tests(lab: Lab, workers: int, stack: ExitStack) -> Measure:
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     options = lab.options
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--kernel", options.kernel]
-    argv += ["--memory", str(options.memory_mib), "--cpus", str(options.cpus)]
+    argv += ["--memory", str(lab.machine.memory_mib), "--cpus", str(lab.machine.cpus)]
     argv += ["--accel", options.accel.value, "-n", str(workers) if workers > 1 else "0"]
     for name, path in (("--modules", options.modules), ("--headers", options.headers)):
         argv += [name, str(path)] if path else []

@@ -14,6 +14,8 @@ from typing import Any, Final
 from elftools.common.exceptions import DWARFError, ELFError
 from elftools.dwarf.compileunit import CompileUnit
 from elftools.dwarf.die import DIE
+from elftools.dwarf.dwarf_expr import DWARFExprParser
+from elftools.dwarf.locationlists import LocationParser
 from elftools.dwarf.ranges import BaseAddressEntry
 
 from harness.errors import BadInput
@@ -21,6 +23,7 @@ from harness.forensics.placed import Place, Placed, place
 from harness.forensics.splat import Frame
 
 _DAMAGED: Final = (ELFError, DWARFError, LookupError, ValueError, AttributeError, AssertionError)
+_FRAME_ADDRESS: Final = ["DW_OP_fbreg", "DW_OP_stack_value"]
 _SPAN_TAGS: Final = {"DW_TAG_inlined_subroutine", "DW_TAG_lexical_block", "DW_TAG_try_block"}
 
 
@@ -88,6 +91,20 @@ class LineTable:
             return ()
         return known.lookup(symbol, offset if exact else offset - 1, size)
 
+    def is_local(self, frame: Frame, function: str, parameter: str) -> bool:
+        """Whether an inlined function was given the address of a local variable, at an exact place.
+
+        Args:
+            frame: the place.
+            function: what was inlined there.
+            parameter: the name of what it was given.
+
+        Returns:
+            False too where nothing is known.
+        """
+        known = self._modules.get(frame.module)
+        return known is not None and known.is_local(frame, function, parameter)
+
     def source(self, frame: Frame, *, exact: bool = False) -> str:
         """``"file.c:123"``, or ``"list.h:72 (inlined: __list_add from file.c:40)"``, or ``""``."""
         chain = self.lookup(frame.symbol, frame.offset, module=frame.module, size=frame.size, exact=exact)
@@ -152,6 +169,44 @@ class _Module:
             self._found[key] = self._search(symbol, offset, size)
         return self._found[key]
 
+    def is_local(self, frame: Frame, function: str, parameter: str) -> bool:
+        try:
+            for found in _candidates(self._symbols.get(frame.symbol, ()), frame.offset, frame.size):
+                for span in self._nested(found.address + frame.offset):
+                    if _name(span.die) == function:
+                        return any(
+                            self._is_address(child)
+                            for child in span.die.iter_children()
+                            if child.tag == "DW_TAG_formal_parameter" and _name(child) == parameter
+                        )
+        except _DAMAGED:
+            pass
+        return False
+
+    def _is_address(self, die: DIE) -> bool:
+        """Whether a parameter is somewhere a fixed distance from the frame (DWARF 5, 2.6.1.1.2, 2.5.1.2)."""
+        location = die.attributes.get("DW_AT_location")
+        if location is None:
+            return False
+        parsed = LocationParser(self._dwarf.location_lists()).parse_from_attribute(
+            location, die.cu["version"], die
+        )
+        entries = parsed if isinstance(parsed, list) else [parsed]
+        parser = DWARFExprParser(die.cu.structs)
+        for entry in entries:
+            expression = getattr(entry, "loc_expr", None)
+            steps = parser.parse_expr(expression) if expression is not None else []
+            if [step.op_name for step in steps] == _FRAME_ADDRESS:
+                return True
+        return False
+
+    def _nested(self, address: int) -> list[_Span]:
+        """The function an address is in, and what is inlined there, the outermost first."""
+        unit = self._unit_at(address)
+        functions = unit.functions if unit is not None else []
+        function = next((span for span in functions if span.covers(address)), None)
+        return [function, *self._inlined(function.die, address)] if function is not None else []
+
     def _search(self, symbol: str, offset: int, size: int) -> tuple[SourceLine, ...]:
         try:
             for found in _candidates(self._symbols.get(symbol, ()), offset, size):
@@ -167,10 +222,9 @@ class _Module:
         row = unit.row(address) if unit is not None else None
         if unit is None or row is None:
             return ()
-        function = next((span for span in unit.functions if span.covers(address)), None)
-        if function is None:
+        nested = self._nested(address)
+        if not nested:
             return (SourceLine("?", *row),)
-        nested = [function, *self._inlined(function.die, address)]
         lines = [SourceLine(_name(nested[-1].die), *row)]
         for inner, outer in zip(reversed(nested[1:]), reversed(nested[:-1]), strict=True):
             file = unit.file(_number(inner.die, "DW_AT_call_file"))

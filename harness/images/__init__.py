@@ -6,7 +6,14 @@ puts everything together.  All of it lands in `cache_root` and is used from ther
 """
 
 from harness.images.apt import PackageRecord
-from harness.images.build import AgentBuild, BuildFailed, ModuleBuild, build_agent, build_module
+from harness.images.build import (
+    AgentBuild,
+    BuildFailed,
+    ModuleBuild,
+    build_agent,
+    build_module,
+    build_modules,
+)
 from harness.images.guest import GuestImage, prepare_guest
 from harness.images.kernel import CachedKernel, Kernel, cached_kernels, prepare_kernel
 from harness.images.layouts import Field, Layouts, StructLayout, Value
@@ -44,6 +51,7 @@ __all__ = [
     "Value",
     "build_agent",
     "build_module",
+    "build_modules",
     "busybox",
     "cache_root",
     "cached_kernels",

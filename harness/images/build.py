@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,28 +82,100 @@ def build_module(
         BadInput: no Kbuild there, or it builds no ``name``.ko.
         HostLacks: no compiler, no make, no space.
     """
+    return _build(kernel, source, progress, name, (name,), cflags)[name]
+
+
+def build_modules(
+    kernel: Kernel, source: Path, progress: Progress, names: Iterable[str], *, cflags: tuple[str, ...] = ()
+) -> dict[str, ModuleBuild]:
+    """Build several modules by one make: what they share, modpost and make itself above all, is paid once.
+
+    They are kept together, as `build_module` keeps one: a change to any of their sources builds all again.
+
+    Args:
+        kernel: what they are built for.
+        source: a folder whose Kbuild builds them, in itself or in folders below it.
+        progress: hears of the compilation.
+        names: the modules' names.
+        cflags: more flags for the compiler, kbuild's KCFLAGS.
+
+    Raises:
+        HarnessError: as `build_module` does.
+    """
+    return _build(kernel, source, progress, source.name, tuple(sorted(set(names))), cflags)
+
+
+def _build(
+    kernel: Kernel,
+    source: Path,
+    progress: Progress,
+    label: str,
+    names: tuple[str, ...],
+    cflags: tuple[str, ...],
+) -> dict[str, ModuleBuild]:
     if not any((source / item).is_file() for item in ("Kbuild", "Makefile")):
         raise BadInput(f"{source} has no Kbuild and no Makefile", hint="name the folder of a kernel module")
     compiler, make_flags = _kernel_compiler(kernel)
     version = _compiler_version(compiler)
-    recipe = ("module", _SCHEMA, name, cflags, make_flags, version, kernel_identity(kernel))
+    recipe = ("module", _SCHEMA, label, names, cflags, make_flags, version, kernel_identity(kernel))
     build_id = _digest(recipe, source, _sources(source))[:16]
     store = Store.default()
+    what = f"{label}.ko" if names == (label,) else f"the {len(names)} modules of {label}"
 
     def build(folder: Path) -> None:
         work = _copied(source, folder / "work")
-        flags = (_TYPES_FLAG, *_prefix_maps(kernel, work, name), *cflags)
+        flags = (_TYPES_FLAG, *_prefix_maps(kernel, work, label), *cflags)
         argv = [need("make", "make"), "-C", str(kernel.headers), f"M={work}", *make_flags, "W=1"]
         argv += [f"-j{len(os.sched_getaffinity(0))}", f"KCFLAGS={' '.join(flags)}", "modules"]
-        with progress.task(f"Building {name}.ko for {kernel.release}"):
-            told = _compile(store, argv, f"building {name}.ko for {kernel.release}", build_id, (work, source))
+        with progress.task(f"Building {what} for {kernel.release}"):
+            told = _compile(store, argv, f"building {what} for {kernel.release}", build_id, (work, source))
         (folder / "build.log").write_text(told, encoding="utf-8")
-        _keep_module(work / f"{name}.ko", folder, name)
-        check_module(folder / f"{name}.ko", kernel.release, kernel.modules, kernel.headers)
+        built = {path.stem: path for path in sorted(work.rglob("*.ko"))}
+        for name in names:
+            _keep_module(name, built, folder)
+            check_module(folder / f"{name}.ko", kernel.release, kernel.modules, kernel.headers)
         shutil.rmtree(work)
 
-    folder = store.entry("modules", f"{name}-{build_id}", progress, build)
-    return ModuleBuild(folder / f"{name}.ko", folder / f"{name}.debug.ko", build_id, folder / "build.log")
+    folder = store.entry("modules", f"{label}-{build_id}", progress, build)
+    log = folder / "build.log"
+    return {
+        name: ModuleBuild(folder / f"{name}.ko", folder / f"{name}.debug.ko", build_id, log) for name in names
+    }
+
+
+def module_names(kernel: Kernel, source: Path) -> tuple[str, ...]:
+    """Return the modules a folder's Kbuild (or Makefile, as kbuild prefers them) says it builds.
+
+    Make itself is asked, with the kernel's configuration, so that conditions count.
+
+    Args:
+        kernel: what would be built for.
+        source: the folder.
+
+    Raises:
+        BuildFailed: make cannot read it.
+        BadInput: it has neither file.
+        HostLacks: no make.
+    """
+    found = next((source / name for name in ("Kbuild", "Makefile") if (source / name).is_file()), None)
+    if found is None:
+        raise BadInput(f"{source} has no Kbuild and no Makefile", hint="name the folder of a kernel module")
+    _, make_flags = _kernel_compiler(kernel)
+    config = kernel.headers / "include/config/auto.conf"
+    argv = [need("make", "make"), "--silent", "--no-print-directory", *make_flags]
+    argv += ["--eval", "iobmd-names: ; @echo iobmd-names $(obj-m)"]
+    argv += ["-f", str(config)] if config.is_file() else []
+    argv += ["-f", str(found), f"KERNELRELEASE={kernel.release}", f"srctree={kernel.headers}"]
+    argv += [f"src={source}", f"obj={source}", "iobmd-names"]
+    try:
+        told = run(argv, doing=f"asking {found} what it builds", timeout=60, cwd=source).stdout
+    except ProgramFailed as failed:
+        raise BuildFailed(
+            failed.summary, tried=failed.tried, observed=failed.observed, evidence=failed.evidence
+        ) from failed
+    line = next((line for line in told.splitlines() if line.startswith("iobmd-names ")), "")
+    names = [word.removesuffix(".o") for word in line.split()[1:] if word.endswith(".o")]
+    return tuple(dict.fromkeys(names))
 
 
 def build_agent(progress: Progress, source: Path | None = None) -> AgentBuild:
@@ -258,16 +330,15 @@ def _telling_lines(output: str) -> list[str]:
     return lines[max(0, marks[0] - 1) : marks[-1] + 4][:_EVIDENCE]
 
 
-def _keep_module(built: Path, folder: Path, name: str) -> None:
-    if not built.is_file():
-        others = ", ".join(sorted(path.name for path in built.parent.glob("*.ko"))) or "none"
+def _keep_module(name: str, built: Mapping[str, Path], folder: Path) -> None:
+    if name not in built:
         raise BadInput(
             f"the Kbuild builds no {name}.ko",
-            observed=f"built: {others}",
+            observed=f"built: {', '.join(f'{other}.ko' for other in sorted(built)) or 'none'}",
             hint=f"write obj-m := {name}.o in it",
         )
     debug = folder / f"{name}.debug.ko"
-    shutil.copyfile(built, debug)
+    shutil.copyfile(built[name], debug)
     _strip(debug, folder / f"{name}.ko", "--strip-debug")
 
 

@@ -20,6 +20,11 @@ from harness.images.store import Store
 CHANNEL = ("virtio_pci", "virtio_console")
 """What the agent needs to be reached; the modules these need come with them."""
 
+IN_FRONT = ("virtio_iommu",)
+"""What is loaded before that, where the kernel has it as a module: in a machine with such an IOMMU the devices
+behind it are not probed until its driver is there (drivers/acpi/viot.c: viot_dev_iommu_init), the agent's
+channel among them. In other machines it waits for a device and does nothing."""
+
 
 @dataclass(frozen=True)
 class GuestImage:
@@ -100,7 +105,8 @@ def guest_nodes(kernel: Kernel, ko: bytes, agent: bytes) -> list[cpio.Node]:
     nodes.append(cpio.character_device("dev/console", 5, 1))
     nodes.append(cpio.regular("init", agent, 0o755))
     listed = []
-    for path in ModuleTree(kernel.modules).load_order(CHANNEL):
+    tree = ModuleTree(kernel.modules)
+    for path in tree.load_order([*filter(tree.find, IN_FRONT), *CHANNEL]):
         name = f"lib/modules/{kernel.release}/{canonical(path.name)}.ko"
         # Checking six signatures takes an emulated guest 16 ms, and iobmd.ko has none that could be checked.
         nodes.append(cpio.regular(name, unsigned(module_bytes(path))))

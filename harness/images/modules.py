@@ -106,6 +106,10 @@ class ModuleTree:
             return None
         return next((packed for packed in _spellings(path) if packed.is_file()), None)
 
+    def paths(self) -> tuple[Path, ...]:
+        """Return the file of every module, by the name lists give it: it may lie there packed."""
+        return tuple(self._paths.values())
+
     def any_module(self) -> Path | None:
         """Return some module of this kernel, or None when it has none."""
         return next((path for path in map(self.find, self._paths) if path is not None), None)
@@ -142,7 +146,8 @@ class ModuleTree:
                 f"the kernel {problem}",
                 tried=f"looked in {self.folder}, modules.builtin included",
                 observed=f"needed by: {chain}",
-                hint="boot a kernel with VIRTIO_PCI and VIRTIO_CONSOLE, built in or as modules",
+                hint="take a kernel that has it, built in or as a module; "
+                "a guest's own channel needs VIRTIO_PCI and VIRTIO_CONSOLE",
             )
         for needed in self.depends(name):
             self._visit(needed, order, (*above, name))

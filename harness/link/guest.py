@@ -26,9 +26,11 @@ from harness.link.syscalls import Nr, cstring
 from harness.link.vitals import Vitals
 from harness.vm import (
     Accel,
+    Disk,
     GuestSilent,
     Machine,
     MachineSpec,
+    Network,
     Scene,
     SnapshotStore,
     choose_accelerator,
@@ -80,6 +82,8 @@ class GuestOptions:
         accel: which accelerator to use.
         cmdline: further words for the kernel's command line.
         devices: further QEMU ``-device`` values.
+        disks: disks, empty when the guest boots; `Machine.attached` has their bytes.
+        networks: networks that lead nowhere; `Machine.attached` has the host's ends.
         boot_timeout: seconds from QEMU's start to the agent's first reply; None: what suits this guest.
         operation_timeout: seconds for one system call; None: what suits this guest.
         timeout_scale: what every deadline that is not given is multiplied by.
@@ -94,6 +98,8 @@ class GuestOptions:
     accel: Accel = Accel.AUTO
     cmdline: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    networks: tuple[Network, ...] = ()
     boot_timeout: float | None = None
     operation_timeout: float | None = None
     timeout_scale: float = 1.0
@@ -411,4 +417,6 @@ class Guest(Process):
             accel=options.accel,
             ports=self._ports(),
             devices=options.devices,
+            disks=options.disks,
+            networks=options.networks,
         )

@@ -125,12 +125,13 @@ class Program:
         try:
             pidfd = self._parent.syscall(Nr.PIDFD_OPEN, self.pid, 0, what=f"pidfd_open {self.pid}").value
         except GuestOSError:
-            return self.status  # reaped already
-        try:
-            self._poll(pidfd, timeout)
-        finally:
-            self._parent.close(pidfd)
-        # It is a zombie from the moment the poll returns; the agent reaps it within microseconds.
+            pass  # ESRCH: reaped already
+        else:
+            try:
+                self._poll(pidfd, timeout)
+            finally:
+                self._parent.close(pidfd)
+        # It has ended; the agent writes down how within microseconds of reaping it, not before.
         while (status := self.status) is None and time.monotonic() < deadline:
             pass
         return status

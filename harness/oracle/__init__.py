@@ -8,6 +8,7 @@ memory *behaves* is not observed, only what the processor was told.
 
 from harness.oracle.aliases import PhysRange
 from harness.oracle.cpu import CpuState
+from harness.oracle.device import Edu
 from harness.oracle.directmap import DirectMap
 from harness.oracle.errors import NotLongMode, OracleError, ReservedType, StreamError, Unmapped, ViewExpired
 from harness.oracle.expect import Expectations, Mismatch, SurveyMismatch
@@ -21,6 +22,7 @@ from harness.oracle.survey import Survey
 from harness.oracle.timing import Timing
 from harness.oracle.translate import NOWHERE
 from harness.oracle.view import View
+from harness.oracle.vtd import Domain, Mode, Reach, Remapping, read_root, requester
 
 __all__ = [
     "EFFECTIVE",
@@ -29,15 +31,20 @@ __all__ = [
     "Buffers",
     "CpuState",
     "DirectMap",
+    "Domain",
+    "Edu",
     "Expectations",
     "Leaf",
     "MemoryType",
     "Mismatch",
+    "Mode",
     "MtrrMap",
     "NotLongMode",
     "Oracle",
     "OracleError",
     "PhysRange",
+    "Reach",
+    "Remapping",
     "ReservedType",
     "StreamError",
     "Survey",
@@ -50,5 +57,7 @@ __all__ = [
     "decode_pat",
     "mask_of",
     "parse_device_state",
+    "read_root",
+    "requester",
     "types_in",
 ]

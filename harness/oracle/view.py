@@ -22,6 +22,7 @@ from harness.oracle.recall import Ram, Recall
 from harness.oracle.survey import Survey, survey_of
 from harness.oracle.timing import Clock
 from harness.oracle.translate import translate
+from harness.oracle.vtd import Remapping
 
 
 class View:
@@ -189,6 +190,32 @@ class View:
         with self._step("survey"):
             spans = Spans.of(address, storage)
             return survey_of(self._placed(spans), self._all, self._rules)
+
+    def survey_physical(self, start: ArrayLike, length: ArrayLike) -> Survey:
+        """Look at thousands of stretches of physical memory at once: their aliases, and the types of those.
+
+        `survey` for memory of which the physical address is known and a virtual one is not. Every row says
+        ``mapped``; memory that no leaf maps has no ``aliases`` and no types.
+
+        Args:
+            start: physical addresses of the first bytes; need not be RAM.
+            length: bytes from there on; one number for all or one each.
+
+        Raises:
+            BadInput: as for `survey`.
+        """
+        with self._step("survey"):
+            spans = Spans.of(start, length)
+            return survey_of(Placed(spans, spans.va), self._all, self._rules)
+
+    def remapping(self, root: int) -> Remapping:
+        """Read the tables of a DMA remapping unit (see `vtd`).
+
+        Args:
+            root: what its root table address register holds; RAM does not tell.
+        """
+        self._check()
+        return Remapping(self._tables, root)
 
     def mtrr_type(self, pa: int) -> MemoryType:
         """Return the MTRR type of a physical address on the lowest-numbered vCPU."""

@@ -22,8 +22,10 @@ from harness.errors import FailureKind, HarnessError
 from harness.forensics.evidence import SILENT, dump_memory, hang_report
 from harness.pytest_plugin import repeat, runs
 from harness.pytest_plugin.attribution import blame_of
+from harness.pytest_plugin.audits import RESULTS, as_text
 from harness.pytest_plugin.kinds import kind_of
 from harness.pytest_plugin.seat import Seat
+from harness.report import audits_to_json
 from harness.vm import Console
 
 _CONSOLE_TAIL = 40
@@ -104,6 +106,7 @@ def properties(item: pytest.Item, seats: tuple[Seat, ...]) -> list[tuple[str, ob
         found += [
             ("kernel", guest.hello.release),
             ("recipe", guest.image.kernel.label),
+            ("machine", seat.ground.machine),
             ("qemu", guest.machine.qemu_version),
             ("accelerator", guest.machine.accelerator.name),
             ("accelerator-reason", guest.machine.accelerator.reason),
@@ -128,6 +131,10 @@ def _keep(
     kept.put("repeat.sh", lambda: f"cd {shlex.quote(str(item.config.rootpath))}\n{repeat.command(item)}\n")
     for seat in seats:
         _keep_guest(kept, "" if seat is seats[0] else f"{seat.role.value}-", seat)
+    audits = item.stash.get(RESULTS, [])
+    if audits:
+        kept.put("audit.txt", lambda: "\n".join(as_text(result) for result in audits))
+        kept.put("audit.json", lambda: audits_to_json(audits))
     trouble = blame_of(item).trouble(phase)
     if trouble:
         kept.put("splats.txt", lambda: trouble.render(tail=1000) + "\n")

@@ -48,7 +48,7 @@ def record(item: pytest.Item, kind: FailureKind | None, seats: tuple[Seat, ...])
     found = Record(
         test=plain_id(item),
         root=str(item.config.rootpath),
-        kernel=KernelFiles.of(seats[0].kernel or kernels(item.config)[0], seats[0].guest.image.kernel),
+        kernel=KernelFiles.of(seats[0].ground.kernel or kernels(item.config)[0], seats[0].guest.image.kernel),
         machine=tuple(_machine(item.config)),
         settings=(*_settings(item.config), *_seeds(item)),
         environment={name: os.environ.get(name) for name in _ENVIRONMENT},
@@ -59,8 +59,9 @@ def record(item: pytest.Item, kind: FailureKind | None, seats: tuple[Seat, ...])
 
 def _machine(config: pytest.Config) -> list[str]:
     options = machine_options(config)
-    words = ["--kernel", config.getoption("--kernel")]
-    words += ["--memory", str(options.memory_mib), "--cpus", str(options.cpus)]
+    words = ["--kernel", config.getoption("--kernel"), "--machine", config.getoption("--machine")]
+    for name, value in (("--memory", options.memory_mib), ("--cpus", options.cpus)):
+        words += [name, str(value)] if value is not None else []
     words += ["--accel", options.accel.value]
     for name in ("modules", "headers"):
         folder = getattr(options, name)

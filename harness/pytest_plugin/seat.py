@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The guests of one pytest process: who used them last, whether they live, how they become clean again.
 
-There are two seats.  In the *session's* sits the guest all tests share; it is looked after before every test
-that uses it.  In the *fresh* one sits a second guest, from the first test that asks for one on; it is
-restored before every test that asks.
+In the *session's* seat sits the guest all tests share; it is looked after before every test that uses it.  In
+the *fresh* one sits a second guest, from the first test that asks for one on; it is restored before every
+test that asks.  In that for *audits* sits one with a driver's devices, restored before every audit.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import signal
 import statistics
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 
 import pytest
@@ -47,6 +48,20 @@ class Role(Enum):
 
     SESSION = "session"
     FRESH = "fresh"
+    AUDIT = "audit"
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a guest runs on.
+
+    Attributes:
+        kernel: which of several kernels, as typed after ``--kernel``; None where there is only one.
+        machine: the name of its machine.
+    """
+
+    kernel: str | None
+    machine: str
 
 
 class NoCleanGuest(GuestFailure):
@@ -59,14 +74,14 @@ class Seat:
     Args:
         role: what it is for.
         guest: started.
-        kernel: which of several kernels it runs, as typed after ``--kernel``; None where there is only one.
+        ground: what it runs on.
         snapshots: whether it may start from a snapshot.
         looked_at: somebody wants to see it after a failure: QEMU is to stay when the guest ends itself.
 
     Attributes:
         role: as given.
         guest: as given.
-        kernel: as given.
+        ground: as given.
         used_by: id of the last test that used it; ``""`` before the first.
         watch: whose trouble is whose.
         sections: addresses of its module's sections, where it is looked at.
@@ -76,11 +91,11 @@ class Seat:
     """
 
     def __init__(
-        self, role: Role, guest: Guest, kernel: str | None, *, snapshots: bool, looked_at: bool = False
+        self, role: Role, guest: Guest, ground: Ground, *, snapshots: bool, looked_at: bool = False
     ) -> None:
         self.role = role
         self.guest = guest
-        self.kernel = kernel
+        self.ground = ground
         self.used_by = ""
         self.watch = Watch(guest)
         self.closed = False
@@ -96,7 +111,7 @@ class Seat:
         machine = guest.machine
         accelerator = machine.accelerator
         self._what = (
-            f"{guest.hello.release} ({guest.image.kernel.label}), "
+            f"{guest.hello.release} ({guest.image.kernel.label}) on {ground.machine}, "
             f"QEMU {machine.qemu_version}, {accelerator.name}: {accelerator.reason}"
         )
 
@@ -171,7 +186,12 @@ class Seat:
     def summary(self) -> tuple[str, ...]:
         """Lines for the end of the session: what it was, how it started, the restores, the deaths."""
         first, *later = self.guest.starts
-        head = self._what if self.role is Role.SESSION else f"a second guest, {self.guest.hello.release}"
+        who = "a second guest" if self.role is Role.FRESH else "a guest for audits"
+        head = (
+            self._what
+            if self.role is Role.SESSION
+            else f"{who}, {self.guest.hello.release} on {self.ground.machine}"
+        )
         # A boot that was not the second choice is the first of its kind.
         new = self._snapshots and first.how is StartKind.BOOTED and not first.why
         parts = [head, f"{first} (its snapshot was made)" if new else str(first)]
@@ -296,15 +316,20 @@ def roles_of(item: pytest.Item) -> tuple[Role, ...]:
     found = [Role.FRESH] if fresh else []
     if "guest" in names or ("iobmd_subject" in names and not fresh):
         found.append(Role.SESSION)
-    return tuple(found)
+    return (*found, *((Role.AUDIT,) if "audit" in names else ()))
 
 
 def seats_of(item: pytest.Item) -> tuple[Seat, ...]:
-    """Return the seats a test uses and that are taken, by guests of the test's kernel."""
+    """Return the seats a test uses and that are taken, by guests of the test's kernel and machine."""
     callspec = getattr(item, "callspec", None)
-    kernel = callspec.params.get("guest_image") if callspec is not None else None
+    params = callspec.params if callspec is not None else {}
+    kernel, machine = params.get("guest_image"), params.get("named_machine")
     found = (seat_of(item.config, role) for role in roles_of(item))
-    return tuple(seat for seat in found if seat is not None and seat.kernel == kernel)
+    return tuple(
+        seat
+        for seat in found
+        if seat is not None and seat.ground.kernel == kernel and machine in (None, seat.ground.machine)
+    )
 
 
 def _told(error: HarnessError) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness.pytest_plugin.asked import is_worker
+from harness.pytest_plugin.asked import is_worker, machines
 from harness.pytest_plugin.seat import Role, lines
 from harness.vm.ram import MIB, available_memory
 
@@ -92,7 +92,8 @@ def _worker_mib(guest_mib: int) -> int:
 
 def _capped(config: pytest.Config, wanted: int) -> int:
     available = available_memory()
-    guest_mib: int = config.getoption("--memory")
+    asked_mib: int | None = config.getoption("--memory")
+    guest_mib = max(one.memory_mib for one in machines(config)) if asked_mib is None else asked_mib
     if available is None or guest_mib < 1:  # the second is refused in a moment, in its own words
         return wanted
     most = getattr(config.option, "maxprocesses", None)

@@ -67,14 +67,22 @@ def check_writable(path: Path) -> None:
 def write_json(judgement: Judgement, path: Path, catalogue: Catalogue | None = None) -> None:
     """Write `to_json` to *path*: all of it, or nothing at all.
 
-    The text goes to a new file in the same folder, which then takes the name. What is no regular file
-    (a pipe, a terminal) is written to directly.
-
     Raises:
         IncompleteJudgement: the judgement does not cover the catalogue.
         ReportNotWritten: the file cannot be written.
     """
-    text = to_json(judgement, catalogue)
+    write_text(to_json(judgement, catalogue), path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a report to *path*: all of it, or nothing at all.
+
+    The text goes to a new file in the same folder, which then takes the name. What is no regular file
+    (a pipe, a terminal) is written to directly.
+
+    Raises:
+        ReportNotWritten: the file cannot be written.
+    """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             path.write_text(text, encoding="ascii")

@@ -23,9 +23,11 @@ from harness.report.complete import by_group, outside, require_complete
 from harness.report.layout import Page
 
 _PIPE_WIDTH: Final = 110
-_WIDEST: Final = 120
+WIDEST: Final = 120
+"""Columns of the widest report."""
 _SAMPLE: Final = 8
-_INDENT: Final = 6
+INDENT: Final = 6
+"""Columns before what belongs to a clause."""
 
 _WORDS: Final = {
     Verdict.HOLDS: ("holds", "green"),
@@ -84,7 +86,7 @@ def print_judgement(
     clauses = shipped() if catalogue is None else catalogue
     require_complete(judgement, clauses)
     where = report_console() if console is None else console
-    page = Page(where, min(where.width, _WIDEST))
+    page = Page(where, min(where.width, WIDEST))
     page.hang(
         Text(), f"IOBufferMemoryDescriptor's contract on Linux {judgement.provenance.release}", style="bold"
     )
@@ -120,12 +122,13 @@ def _print_group(page: Page, results: tuple[ClauseResult, ...], verbose: bool) -
     unproved = [result.clause.id for result in results if result.verdict is Verdict.UNPROVED]
     for result in results:
         if verbose or result.verdict is not Verdict.UNPROVED:
-            _print_clause(page, result, verbose)
+            print_clause(page, result, verbose)
     if unproved and not verbose and len(unproved) < len(results):
         page.hang(Text("unproved: ", style="dim"), " ".join(unproved), style="dim")
 
 
-def _print_clause(page: Page, result: ClauseResult, verbose: bool) -> None:
+def print_clause(page: Page, result: ClauseResult, verbose: bool) -> None:
+    """Print one clause: its sentence, a reason, and its evidence where it is broken or *verbose* is on."""
     clause, (word, style) = result.clause, _WORDS[result.verdict]
     lead = Text.assemble(f"{clause.id:<4}  ", (f"{word:<8}", style), f"  {clause.kind.value:<3}  ")
     page.hang(lead, clause.sentence)
@@ -145,7 +148,7 @@ def _print_evidence(page: Page, result: ClauseResult, limit: int | None) -> None
         _detail(page, "range", f"{start:#x}, {_size(length)}")
     _left_out(page, len(evidence.ranges), limit, "ranges")
     if evidence.pages:
-        page.columns(_INDENT, _LEAF_HEAD, [_leaf(leaf) for leaf in evidence.pages[:limit]])
+        page.columns(INDENT, _LEAF_HEAD, [_leaf(leaf) for leaf in evidence.pages[:limit]])
         _left_out(page, len(evidence.pages), limit, "page-table leaves")
     if clause.decision:
         _detail(page, "decision", f"{clause.decision}; Apple's code: {clause.implementation}")
@@ -166,7 +169,7 @@ def _leaf(leaf: PageEvidence) -> tuple[str, ...]:
 
 def _detail(page: Page, label: str, text: str) -> None:
     if text:
-        page.hang(Text(f"{'':<{_INDENT}}{label:<8}  ", style="dim"), text)
+        page.hang(Text(f"{'':<{INDENT}}{label:<8}  ", style="dim"), text)
 
 
 def _left_out(page: Page, count: int, limit: int | None, what: str) -> None:

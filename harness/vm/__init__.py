@@ -2,6 +2,7 @@
 """Virtual machines: specification, accelerator, QEMU process, protocol, console, memory."""
 
 from harness.vm.accel import AcceleratorVerdict, choose_accelerator
+from harness.vm.attached import Attached, Disk, DiskFile, DiskModel, Network, NetworkModel
 from harness.vm.complaints import Complaint, ConsoleEvent
 from harness.vm.console import READY_LINE, RESTORED_LINE, Console
 from harness.vm.errors import (
@@ -22,6 +23,7 @@ from harness.vm.machine import Machine, MachineState
 from harness.vm.process import process_stat
 from harness.vm.qemu import Qemu, find_qemu
 from harness.vm.qmp import Qmp, QmpEvent
+from harness.vm.qtest import QTest
 from harness.vm.ram import GuestRam, ram_ranges
 from harness.vm.services import RemoteShell, Services
 from harness.vm.snapshot import Snapshot, SnapshotUnusable
@@ -33,10 +35,14 @@ __all__ = [
     "RESTORED_LINE",
     "Accel",
     "AcceleratorVerdict",
+    "Attached",
     "Complaint",
     "Console",
     "ConsoleEvent",
     "ConsoleLost",
+    "Disk",
+    "DiskFile",
+    "DiskModel",
     "GuestPanicked",
     "GuestRam",
     "GuestSilent",
@@ -44,6 +50,9 @@ __all__ = [
     "MachineFailure",
     "MachineSpec",
     "MachineState",
+    "Network",
+    "NetworkModel",
+    "QTest",
     "Qemu",
     "QemuDied",
     "QemuRefused",

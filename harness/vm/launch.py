@@ -7,11 +7,12 @@ import shlex
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from harness.errors import exhaustion_told
+from harness.vm.attached import MIB, Attached, DiskFile, disk_file
 from harness.vm.console import Console
 from harness.vm.errors import ConsoleLost, GuestPanicked, QemuDied, QemuRefused, Scene
 from harness.vm.leaks import track
@@ -46,6 +47,7 @@ class Launched:
         answered: whether QEMU got as far as its greeting; set by the owner.
         explain: tells what QEMU itself reported about its end, ``""`` if nothing; set by the owner.
         console_lost: whether QEMU lives without its console.
+        attached: the host ends of disks and networks.
     """
 
     process: Process
@@ -59,6 +61,7 @@ class Launched:
     answered: bool = False
     explain: Callable[[], str] = str
     console_lost: bool = False
+    attached: Attached = field(default_factory=Attached)
 
     def scene(self) -> Scene:
         """The evidence as it is now."""
@@ -148,13 +151,25 @@ def launched(
         with ExitStack() as theirs:
             ours: dict[str, socket.socket] = {}
             fds: dict[str, int] = {}
-            for role in ("console", "qmp", *(f"port:{name}" for name in spec.ports)):
+            networks = [f"network:{index}" for index in range(len(spec.networks))]
+            for role in ("console", "qmp", *(f"port:{name}" for name in spec.ports), *networks):
                 ours[role], remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
                 track(ours[role])
                 stack.callback(ours[role].close)
                 fds[role] = theirs.enter_context(remote).fileno()
             ports = {name: fds[f"port:{name}"] for name in spec.ports}
-            wires = Wires(ram=ram, console=fds["console"], qmp=fds["qmp"], ports=ports)
+            disks = tuple(theirs.enter_context(disk_file(*numbered)) for numbered in enumerate(spec.disks))
+            files = [DiskFile(fd, disk.size_mib * MIB) for fd, disk in zip(disks, spec.disks, strict=True)]
+            for file in files:
+                stack.callback(file.close)
+            wires = Wires(
+                ram=ram,
+                console=fds["console"],
+                qmp=fds["qmp"],
+                ports=ports,
+                disks=disks,
+                networks=tuple(fds[role] for role in networks),
+            )
             if state is not None:
                 wires = replace(wires, state=theirs.enter_context(memory_file("iobmd-saved", state)))
                 if has_pvh_entry(spec.kernel):
@@ -172,6 +187,7 @@ def launched(
             qmp=ours["qmp"],
             ports={name: ours[f"port:{name}"] for name in spec.ports},
             ram=ram,
+            attached=Attached(tuple(files), tuple(ours[role] for role in networks)),
             argv=argv,
             repro=shlex.join(compose_by_hand(qemu, spec, accelerator)),
             workdir=workdir,

@@ -14,6 +14,7 @@ from harness.vm.errors import MachineFailure
 from harness.vm.launch import Launched, launched
 from harness.vm.qemu import Qemu
 from harness.vm.qmp import Qmp
+from harness.vm.qtest import QTest
 from harness.vm.ram import MIB, GuestRam, ram_ranges
 from harness.vm.snapshot import Snapshot
 from harness.vm.spec import MachineSpec
@@ -44,12 +45,14 @@ class Life:
         launched: its process, console and ports.
         ram: the guest's memory.
         qmp: its protocol.
+        qtest: its test port.
         snapshot: what it was started from; only then can it be put back.
     """
 
     launched: Launched
     ram: GuestRam
     qmp: Qmp
+    qtest: QTest
     snapshot: Snapshot | None
 
     @property
@@ -68,9 +71,10 @@ class Life:
         """
         self.qmp.execute("stop", timeout=REWIND_SECONDS * self.qmp.scale)
         snapshot.rewind(self.ram)
+        self.launched.attached.rewind()
         load_state(self.qmp)
         # A port that could not send while nobody read sends when somebody does: so this comes last.
-        for port in self.launched.ports.values():
+        for port in (*self.launched.ports.values(), *self.launched.attached.wires):
             with contextlib.suppress(OSError):
                 while port.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT):
                     pass
@@ -133,7 +137,9 @@ def living(
         it.console.scale = scale
         qmp = Qmp(it.qmp, check=it.check_ended, scene=it.scene, deadline=START_SECONDS * scale, scale=scale)
         stack.callback(qmp.close)
-        life = Life(it, ram, qmp, snapshot)
+        qtest = QTest(qmp)
+        stack.callback(qtest.close)
+        life = Life(it, ram, qmp, qtest, snapshot)
         it.answered = True
         it.explain = life.explain
         stack.callback(life.end)

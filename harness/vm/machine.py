@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from harness.errors import BadInput, interruption, named_exhaustion
 from harness.vm.accel import AcceleratorVerdict, choose_accelerator
+from harness.vm.attached import Attached
 from harness.vm.capture import capture_device_state, save_state
 from harness.vm.console import Console
 from harness.vm.errors import MachineFailure
@@ -20,6 +21,7 @@ from harness.vm.launch import CONSOLE_LOG, QEMU_LOG
 from harness.vm.life import Life, living
 from harness.vm.qemu import Qemu, find_qemu
 from harness.vm.qmp import Qmp
+from harness.vm.qtest import QTest
 from harness.vm.ram import GuestRam
 from harness.vm.services import RemoteShell, Services
 from harness.vm.snapshot import Snapshot, write_snapshot
@@ -163,6 +165,11 @@ class Machine:
         return self._life.qmp
 
     @property
+    def qtest(self) -> QTest:
+        """QEMU's test port: I/O ports and device registers, from the host."""
+        return self._life.qtest
+
+    @property
     def ram(self) -> GuestRam:
         """The guest's memory, live."""
         return self._life.ram
@@ -193,6 +200,11 @@ class Machine:
                 f"no virtio-serial port {name!r}", observed="ports: " + (", ".join(ports) or "none")
             )
         return ports[name]
+
+    @property
+    def attached(self) -> Attached:
+        """The host's ends of the disks and networks; to be looked up again after a `restore`."""
+        return self._life.launched.attached
 
     def check(self) -> None:
         """Returns if the machine is alive; costs a few microseconds.
@@ -400,10 +412,3 @@ class Machine:
     @staticmethod
     def _not_started() -> BadInput:
         return BadInput("the machine was not started", hint="use it as: with Machine(spec) as machine: ...")
-
-
-def _drain(sock: socket.socket) -> None:
-    """Drop what has arrived and was not read."""
-    with suppress(OSError):
-        while sock.recv(1 << 18, socket.MSG_DONTWAIT):
-            pass

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from harness.errors import HostLacks, exhaustion
+from harness.vm.attached import disk_words, network_words
 from harness.vm.spec import MachineSpec
 
 PROGRAM: Final = "qemu-system-x86_64"
@@ -22,6 +23,8 @@ _VERSION_SECONDS: Final = 20.0
 STATE_NODE: Final = "state"
 STATE_FILE: Final = "state-file"
 STATE_SET: Final = 1
+#: The descriptor set of the first disk; the others follow.
+_DISK_SETS: Final = 2
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Wires:
         ports: port name to its socket, in the order of ``MachineSpec.ports``.
         state: the file with a saved state, for a machine that starts from one.
         kernel: the stand-in for the kernel such a machine has in its RAM already; see `harness.vm.stub`.
+        disks: the files of its disks, in the order of ``MachineSpec.disks``.
+        networks: the sockets behind its networks, in the order of ``MachineSpec.networks``.
     """
 
     ram: int
@@ -58,11 +63,13 @@ class Wires:
     ports: Mapping[str, int] = field(default_factory=dict)
     state: int | None = None
     kernel: int | None = None
+    disks: tuple[int, ...] = ()
+    networks: tuple[int, ...] = ()
 
     def all(self) -> tuple[int, ...]:
         """Every descriptor, for ``pass_fds``."""
         further = (fd for fd in (self.state, self.kernel) if fd is not None)
-        return (self.ram, self.console, self.qmp, *self.ports.values(), *further)
+        return (self.ram, self.console, self.qmp, *self.ports.values(), *self.disks, *self.networks, *further)
 
 
 def find_qemu() -> Qemu:
@@ -143,13 +150,15 @@ def compose(qemu: Qemu, spec: MachineSpec, accelerator: str, wires: Wires) -> tu
     backends = {
         name: f"socket,id=port{index},fd={fd}" for index, (name, fd) in enumerate(wires.ports.items())
     }
-    return (*argv, *_ports(backends), *_devices(spec), *_saved(wires))
+    words = [*_disks(spec, wires.disks), *_networks(spec, wires.networks)]
+    return (*argv, *_ports(backends), *_devices(spec), *words, *_saved(wires))
 
 
 def compose_by_hand(qemu: Qemu, spec: MachineSpec, accelerator: str) -> tuple[str, ...]:
     """The same machine with nothing inherited: what a person can paste into a shell.
 
-    The console is the terminal (Ctrl-A X ends QEMU, Ctrl-A C is its monitor); the ports lead nowhere.
+    The console is the terminal (Ctrl-A X ends QEMU, Ctrl-A C is its monitor); ports and networks lead
+    nowhere, and disks forget what is written.
     """
     # fmt: off
     argv = [
@@ -159,7 +168,12 @@ def compose_by_hand(qemu: Qemu, spec: MachineSpec, accelerator: str) -> tuple[st
     ]
     # fmt: on
     backends = {name: f"null,id=port{index}" for index, name in enumerate(spec.ports)}
-    return (*argv, *_ports(backends), *_devices(spec))
+    words = []
+    for index, disk in enumerate(spec.disks):
+        words += disk_words(index, disk, f"driver=null-co,read-zeroes=on,size={disk.size_mib}M")
+    for index, network in enumerate(spec.networks):
+        words += network_words(index, network, "null")
+    return (*argv, *_ports(backends), *_devices(spec), *words)
 
 
 def _base(qemu: Qemu, spec: MachineSpec, accelerator: str) -> list[str]:
@@ -167,14 +181,14 @@ def _base(qemu: Qemu, spec: MachineSpec, accelerator: str) -> list[str]:
     if spec.machine == "q35":
         machine.append(
             "sata=off"
-        )  # no disks here: an AHCI controller with six ports to probe costs boot time
+        )  # an AHCI controller with six ports to probe costs boot time; a disk that wants one brings its own
     # fmt: off
     return [
         str(qemu.path),
         "-nodefaults",  # no VGA, network card, floppy or CD-ROM: only what is named here exists
         "-no-user-config",  # what the host's /etc/qemu says must not change a test
         "-display", "none",
-        "-nic", "none",  # says again, to readers, that nothing here touches a network
+        "-nic", "none",  # says again, to readers, that only a network that was asked for is there
         "-machine", ",".join(machine),
         # Multi-threaded translation: with one host thread for all vCPUs a spinning guest starves the others.
         "-accel", "tcg,thread=multi" if accelerator == "tcg" else accelerator,
@@ -214,6 +228,23 @@ def _ports(backends: Mapping[str, str]) -> list[str]:
         # (hw/char/virtio-serial-bus.c:virtser_port_device_realize)
         argv += ["-device", f"virtserialport,bus=serial.0,nr={index + 1},chardev=port{index},name={name}"]
     return argv
+
+
+def _disks(spec: MachineSpec, fds: tuple[int, ...]) -> list[str]:
+    words = []
+    for index, (disk, fd) in enumerate(zip(spec.disks, fds, strict=True)):
+        words += ["-add-fd", f"fd={fd},set={_DISK_SETS + index}"]
+        # locking=off: a memfd has no second opener to be kept out.
+        file = f"driver=file,filename=/dev/fdset/{_DISK_SETS + index},locking=off,discard=unmap"
+        words += disk_words(index, disk, file)
+    return words
+
+
+def _networks(spec: MachineSpec, fds: tuple[int, ...]) -> list[str]:
+    words = []
+    for index, (network, fd) in enumerate(zip(spec.networks, fds, strict=True)):
+        words += network_words(index, network, f"socket,fd={fd}")
+    return words
 
 
 def _saved(wires: Wires) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from harness.errors import BadInput
+from harness.vm.attached import DISKS_MAX, NETWORKS_MAX, Disk, Network
 
 #: A Debian cloud kernel with a 1 MiB initramfs dies of "deadlocked on memory" at 64 MiB and boots at 96 MiB;
 #: the rest is room for an initramfs with modules and for the buffers under test.
@@ -47,6 +48,8 @@ class MachineSpec:
         accel: forced or automatic.
         ports: names of virtio-serial ports; each becomes a socket on the host side.
         devices: further ``-device`` values, for example ``"edu,dma_mask=0xffffffff"``.
+        disks: each an empty one of its own.
+        networks: each a separate one that leads nowhere.
 
     Raises:
         BadInput: a value is outside of what a machine can have.
@@ -62,6 +65,8 @@ class MachineSpec:
     accel: Accel = Accel.AUTO
     ports: tuple[str, ...] = ("org.iobmd.link",)
     devices: tuple[str, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    networks: tuple[Network, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -109,6 +114,12 @@ class MachineSpec:
                 observed=f"between 1 and {CPUS_MAX} are possible",
                 hint="1 is quickest; 2 or 4 show races",
             )
+        for what, number, most in (
+            ("disks", len(self.disks), DISKS_MAX),
+            ("networks", len(self.networks), NETWORKS_MAX),
+        ):
+            if number > most:
+                raise BadInput(f"{number} {what}", observed=f"there are places for {most}")
 
     def _check_names(self) -> None:
         if self.machine not in _MACHINES:

@@ -76,7 +76,7 @@ def drivers() -> tuple[Driver, ...]:
     Raises:
         BadMarks: one says nothing that can be read.
     """
-    return tuple(read(folder) for folder in sorted(GALLERY.iterdir()) if folder.is_dir())
+    return tuple(read(folder) for folder in sorted(GALLERY.iterdir()) if (folder / "Kbuild").is_file())
 
 
 def read(folder: Path) -> Driver:

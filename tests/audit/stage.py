@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from audit_drivers import Driver
+from audit_drivers import GALLERY, Driver, drivers
 
 from harness.images import (
     GuestImage,
     KernelSelector,
     ModuleBuild,
     SilentProgress,
-    build_module,
+    build_modules,
     prepare_guest,
     prepare_kernel,
 )
@@ -136,6 +136,7 @@ class Stage:
 
     def __init__(self) -> None:
         self._images: dict[str, GuestImage] = {}
+        self._builds: dict[str, dict[str, ModuleBuild]] = {}
         self._stack = ExitStack()
         self._place = ("", "")
         self._guest: Guest | None = None
@@ -148,8 +149,11 @@ class Stage:
         self._place = ("", "")
 
     def build(self, kernel: str, driver: Driver) -> ModuleBuild:
-        """Build a driver for one kernel."""
-        return build_module(self.image(kernel).kernel, driver.folder, SilentProgress(), name=driver.name)
+        """Return a driver's build for one kernel; the first asks for all of the gallery, by one make."""
+        if kernel not in self._builds:
+            names = [one.name for one in drivers()]
+            self._builds[kernel] = build_modules(self.image(kernel).kernel, GALLERY, SilentProgress(), names)
+        return self._builds[kernel][driver.name]
 
     def image(self, kernel: str) -> GuestImage:
         """Return what a guest of this kernel is booted from."""

@@ -61,7 +61,7 @@ class Shop:
     def of(cls, image: GuestImage, options: MachineOptions) -> Shop:
         """Build the injector for the image's kernel, and make the snapshots that faults start from."""
         built = build_module(image.kernel, INJECTOR, SilentProgress(), name="iobmd_faults")
-        for cpus in sorted({options.cpus, 2}):
+        for cpus in sorted({options.guest(with_shell=False).cpus, 2}):
             with make_guest(replace(options, cpus=cpus), image):
                 pass
         return cls(image, options, built.ko.read_bytes())
@@ -128,7 +128,8 @@ class Stage(Report):
     def machine_words(self) -> list[str]:
         """The options that ask a door for this session's machine."""
         options = self.shop.options
-        words = ["--kernel", options.kernel, "--memory", str(options.memory_mib)]
+        memory = options.guest(with_shell=False).memory_mib
+        words = ["--kernel", options.kernel, "--machine", options.machine, "--memory", str(memory)]
         return [*words, "--accel", options.accel.value]
 
     @staticmethod

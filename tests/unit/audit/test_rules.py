@@ -40,7 +40,7 @@ def test_nothing_but_rules():
 def test_a_rule_says_all_there_is_to_say(name):
     rule = RULES["rule"][name]
     assert set(rule) >= KEYS
-    assert set(rule) <= KEYS | {"limits"}
+    assert set(rule) <= KEYS | {"limits", "points"}
     assert rule["observed"] in {"ledger", "oracle", "both", "log"}
     for key, text in rule.items():
         assert text == text.strip()

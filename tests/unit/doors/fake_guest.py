@@ -18,6 +18,7 @@ from harness import plugin
 from harness.errors import GuestFailure
 from harness.forensics import Taint
 from harness.link import Start, StartKind
+from harness.machines import NamedMachine
 from harness.pytest_plugin import asked, watch, workers
 from harness.vm.ram import MIB
 
@@ -149,13 +150,22 @@ def install(memory_mib: int | None = None) -> Callable[[], None]:
         module = SimpleNamespace(build_id="01", ko_debug=nowhere)
         return SimpleNamespace(kernel=kernel, module=module, ssh_payload=lambda _: b"")
 
+    def kernel(selector: Any, _: Any) -> Any:
+        return SimpleNamespace(release=RELEASES[selector.recipe])
+
+    def lacks(machine: NamedMachine, kernel: Any) -> str:
+        """6.1 has no driver, as in life."""
+        missing = machine.drivers if kernel.release == RELEASES["debian-6.1-cloud"] else ()
+        return f"Linux {kernel.release} has no {', '.join(missing)}" if missing else ""
+
     fakes: list[tuple[Any, str, Any]] = [
         (plugin, "make_guest", lambda options, image, _: FakeGuest(options, image)),
         (plugin, "prepare", image),
         (plugin, "IOKit", FakeIOKit),
         (watch, "Names", lambda _: SimpleNamespace(lines=None, renew=lambda: None)),
         (watch, "Marks", FakeMarks),
-        (asked, "prepare_kernel", lambda selector, _: SimpleNamespace(release=RELEASES[selector.recipe])),
+        (asked, "prepare_kernel", kernel),
+        (NamedMachine, "lacks", lacks),
     ]
     if memory_mib is not None:
         fakes.append((workers, "available_memory", lambda: memory_mib * MIB))

@@ -2,7 +2,9 @@
 """The console door without a guest: what it answers to bad input, and how it exits."""
 
 import contextlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,7 @@ from harness import cli
 from harness.contract.catalogue import catalogue
 from harness.contract.model import ClauseResult, Judgement, Provenance, Verdict
 from harness.errors import BadInput, GuestFailure
+from harness.machines import MACHINES
 from harness.vm import GuestPanicked, QemuDied
 from harness.vm import Scene as Left
 
@@ -119,6 +122,45 @@ def test_ctrl_c_exits_130(scene, capsys):
     scene.error = KeyboardInterrupt()
     assert cli.main(["check"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.fixture
+def kernel(monkeypatch, tmp_path):
+    """A kernel without a single module."""
+    monkeypatch.setattr(
+        cli, "prepare_kernel", lambda *_, **__: SimpleNamespace(modules=tmp_path, release="6.1")
+    )
+
+
+@pytest.mark.usefixtures("kernel")
+def test_several_machines_are_judged_one_after_the_other(scene, capsys):
+    assert cli.main(["check", "--machine", "pc,6-gib", "--json", "report.json"]) == 0
+    out = capsys.readouterr().out
+    assert "on 2 machines" in out
+    assert f"holds {2 * len(catalogue())}, broken 0" in out
+    document = json.loads(Path("report.json").read_text())
+    assert document["schema"] == "iobmd.judgements/1"
+    assert list(document["machines"]) == ["pc", "6-gib"]
+    assert document["machines"]["pc"]["schema"] == "iobmd.judgement/1"
+    scene.verdict = Verdict.BROKEN
+    assert cli.main(["check", "--machine", "pc,6-gib", "--group", "C08"]) == 1
+    assert capsys.readouterr().out.count("C08   BROKEN") == 2
+
+
+@pytest.mark.usefixtures("scene", "kernel")
+def test_all_machines_are_those_the_kernel_can_run_on(capsys):
+    assert cli.main(["check", "--machine", "all", "--group", "C08"]) == 0
+    out = capsys.readouterr().out
+    assert f"on {len(MACHINES) - 1} machines" in out
+    assert "left out: virtio-iommu: Linux 6.1 has no virtio_iommu" in out
+    assert cli.main(["check", "--machine", "pc,virtio-iommu", "--group", "C08"]) == 2
+    assert "cannot be had with this kernel" in capsys.readouterr().err
+
+
+def test_machines_are_listed(capsys):
+    assert cli.main(["machines"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out and machine.about in out for name, machine in MACHINES.items())
 
 
 @pytest.mark.usefixtures("scene")

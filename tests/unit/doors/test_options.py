@@ -73,3 +73,23 @@ def test_one_factor_for_every_deadline():
     for factor in ("0", "-1", "nan", "1e9"):
         with pytest.raises(BadInput, match="cannot multiply a deadline"):
             parse("--timeout-scale", factor)
+
+
+def test_a_machine_by_name_and_what_is_typed_beside_it():
+    guest = parse("--machine", "6-gib").guest(with_shell=False)
+    assert (guest.memory_mib, guest.cpus) == (6144, 1)
+    guest = parse("--machine", "6-gib", "--memory", "5000", "--cpus", "3").guest(with_shell=False)
+    assert (guest.memory_mib, guest.cpus) == (5000, 3)
+    shell = parse("--machine", "no-pat").guest(with_shell=True)
+    assert shell.cmdline == ("nopat", "iobmd.shell")
+    assert parse("--machine", "pc").guest(with_shell=False).machine == "pc"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("6gib", "did you mean 6-gib"), ("all", "name one of them"), ("pc,usual", "name one of them")],
+)
+def test_a_machine_that_is_none_is_refused_with_a_hint(name, words):
+    with pytest.raises(BadInput, match=f"there is no machine '{name}'") as caught:
+        parse("--machine", name)
+    assert words in caught.value.hint

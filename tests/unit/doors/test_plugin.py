@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.machines import MACHINES
+
 pytest_plugins = ("pytester",)
 
 CONFTEST = f"""
@@ -39,6 +41,8 @@ def session(pytester, monkeypatch):
         (("--memory", "64"), "64 MiB of guest RAM are too few"),
         (("--kernel", "debian-6.2"), "there is no kernel recipe 'debian-6.2'"),
         (("--headers", "h"), "either a recipe or files of your own"),
+        (("--machine", "pc,p6"), "there is no machine 'p6'"),
+        (("--machine", ","), "--machine is empty"),
     ],
 )
 def test_a_machine_that_cannot_be_is_a_usage_error_before_any_test(session, argv, words):
@@ -114,9 +118,10 @@ def test_a_fresh_guest_is_restored_for_every_test_and_the_other_one_never(sessio
     done = session(FRESH)
     done.assert_outcomes(passed=5)
     said = done.stdout.str()
-    assert (
-        "iobmd: a second guest, 6.1.0-cloud; restored from a snapshot in 100 ms (so it was asked); " in said
+    second = (
+        "iobmd: a second guest, 6.1.0-cloud on usual; restored from a snapshot in 100 ms (so it was asked)"
     )
+    assert f"{second}; " in said
     assert "restored 2 times: 1 in place (20 ms), 1 in a new QEMU (20 ms)" in said
     assert " died in " not in said  # that is what it is for
 
@@ -210,7 +215,60 @@ def test_several_kernels_each_have_their_guests(session):
     for release in ("6.1.0-cloud", "6.12.0-cloud"):
         assert f"test_fresh[{release}]" in said
         assert f"iobmd: {release} (" in said
-        assert f"iobmd: a second guest, {release}; " in said
+        assert f"iobmd: a second guest, {release} on usual; " in said
+
+
+def test_several_machines_each_have_their_guests(session):
+    text = """
+        import fake_guest
+
+        def test_mine(iobmd, named_machine, guest):
+            assert len(fake_guest.STARTED) == 1
+            assert guest.options.machine == named_machine.name
+        def test_fresh(fresh_guest, guest):
+            assert fresh_guest.options.machine == guest.options.machine
+            guest.dead = True
+        def test_oracle(oracle, guest): assert not guest.dead
+        def test_only_an_image(guest_image): pass
+        def test_kills(guest): guest.dead = True
+    """
+    done = session(text, "--machine", "pc,6-gib", "-vv", "--junitxml", "junit.xml")
+    done.assert_outcomes(passed=9)
+    said = done.stdout.str()
+    assert "machines pc, 6-gib" in said
+    assert "test_only_an_image PASSED" in said
+    assert said.count(" died in ") == 2
+    for name in ("pc", "6-gib"):
+        assert f"test_fresh[{name}]" in said
+        assert f"iobmd: 6.1.0-cloud (debian-6.1-cloud) on {name}, " in said
+    cases = ET.parse("junit.xml").getroot().iter("testcase")  # noqa: S314
+    ran = {(case.get("name"), one.get("value")) for case in cases for one in case.iter("property")
+           if one.get("name") == "machine"}  # fmt: skip
+    assert {("test_mine[pc]", "pc"), ("test_mine[6-gib]", "6-gib")} <= ran
+
+
+def test_kernels_and_machines_together_leave_out_what_cannot_be(session):
+    text = """
+        import fake_guest
+
+        def test_mine(guest): assert len(fake_guest.STARTED) == 1
+        def test_other(guest): assert len(fake_guest.STARTED) == 1
+        def test_image(guest_image): pass
+    """
+    done = session(text, *TWO_KERNELS, "--machine", "all", "-vv")
+    everywhere = len(MACHINES) - 1
+    done.assert_outcomes(passed=2 * (2 * everywhere + 1) + 2)
+    said = done.stdout.str()
+    assert "test_mine[6.12.0-cloud-virtio-iommu]" in said
+    assert "test_mine[6.1.0-cloud-virtio-iommu]" not in said
+    assert "left out of --machine all: virtio-iommu: Linux 6.1.0-cloud has no virtio_iommu" in said
+    assert said.count("on pc, QEMU") == 2  # each machine was started once a kernel
+
+
+def test_a_machine_asked_for_by_name_must_be_possible(session):
+    done = session("def test_it(guest): pass", "--machine", "virtio-iommu,pc")
+    assert done.ret == pytest.ExitCode.INTERRUPTED
+    assert "the machine virtio-iommu cannot be had with this kernel" in done.stdout.str()
 
 
 # -- guests that break --------------------------------------------------------------------------------------

@@ -108,6 +108,12 @@ def test_every_worker_goes_through_the_kernels_once(session, tmp_path):
         assert ran == sorted(ran)
 
 
+def test_room_is_made_for_the_largest_machine(session):
+    done = session(MINE, "-n", "2", "--machine", "usual,6-gib", memory_mib=20 * 1024)
+    assert "1 worker instead of 2" in done.stdout
+    assert "may need 12608 MiB for 2 guests" in done.stdout
+
+
 def test_a_hopeless_guest_ends_all_workers_with_its_reason(session):
     text = """
 import pytest
@@ -126,14 +132,14 @@ def test_it(guest, n):
 
 def test_the_group_that_loadgroup_appends_is_not_part_of_an_id(monkeypatch):
     monkeypatch.setattr(repeat, "machine_options", lambda _: SimpleNamespace(
-        memory_mib=512, cpus=1, accel=SimpleNamespace(value="tcg"), modules=None, headers=None,
+        memory_mib=None, cpus=1, accel=SimpleNamespace(value="tcg"), modules=None, headers=None,
         timeout_scale=2,
     ))  # fmt: skip
     config = SimpleNamespace(
         option=SimpleNamespace(loadgroup=True),
         rootpath=Path("/"),
-        getoption=lambda name: name == "--kernel" and "k",
+        getoption={"--kernel": "k", "--machine": "all"}.get,
     )
     item = SimpleNamespace(nodeid="a.py::t[x@y]@group", config=config, get_closest_marker=lambda _: True)
-    assert repeat.command(item).startswith("pytest 'a.py::t[x@y]' --kernel k ")
+    assert repeat.command(item).startswith("pytest 'a.py::t[x@y]' --kernel k --machine all --cpus 1 ")
     assert " --timeout-scale 2" in repeat.command(item)

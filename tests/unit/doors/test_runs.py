@@ -198,6 +198,8 @@ def test_the_record_has_what_a_test_depends_on(session, pytester, monkeypatch):
     monkeypatch.setenv("PYTHONHASHSEED", "7")
     session(
         ROLLS_DICE,
+        "--machine",
+        "pc",
         "--cpus",
         "2",
         "--memory",
@@ -214,8 +216,8 @@ def test_the_record_has_what_a_test_depends_on(session, pytester, monkeypatch):
     assert record["test"] == "test_mine.py::test_bad"
     assert record["root"] == str(pytester.path)
     assert record["machine"] == [
-        "--kernel", "debian-6.1-cloud", "--memory", "256", "--cpus", "2", "--accel", "auto",
-        "--timeout-scale", "3", "--fresh",
+        "--kernel", "debian-6.1-cloud", "--machine", "pc", "--memory", "256", "--cpus", "2",
+        "--accel", "auto", "--timeout-scale", "3", "--fresh",
     ]  # fmt: skip
     assert record["environment"]["PYTHONHASHSEED"] == "7"
     assert record["kernel"]["release"] == "6.1.0-cloud"

@@ -17,6 +17,7 @@ from harness.images import (
     SilentProgress,
     build_agent,
     build_module,
+    build_modules,
 )
 
 QUIET = SilentProgress()
@@ -132,6 +133,31 @@ class TestModule:
     def test_a_folder_without_kbuild(self, kernel: Kernel, tmp_path: Path) -> None:
         with pytest.raises(BadInput, match="no Kbuild"):
             build_module(kernel, tmp_path, QUIET)
+
+    def test_several_by_one_make(self, tmp_path: Path, kernel: Kernel, source: Path) -> None:
+        for name in ("other", "third"):
+            (source / name).mkdir()
+            (source / name / "Kbuild").write_text(f"obj-m := {name}.o\n")
+            (source / name / f"{name}.c").write_text(MODULE % RELEASE)
+        names = "thing other/other third/third"
+        lines = [f"\tgcc -g $(KCFLAGS) -c $(M)/{name}.c -o $(M)/{name}.ko\n" for name in names.split()]
+        (kernel.headers / "Makefile").write_text(
+            f"modules:\n{''.join(lines)}\t@echo built >> {tmp_path}/count\n"
+        )
+        both = build_modules(kernel, source, QUIET, ["third", "thing", "third"])
+        assert both == build_modules(kernel, source, QUIET, ("thing", "third"))
+        assert builds(tmp_path) == 1
+        assert {name: build.ko.name for name, build in both.items()} == {
+            "thing": "thing.ko",
+            "third": "third.ko",
+        }
+        assert b"module/third/third.c" in both["third"].ko_debug.read_bytes()
+        (source / "other" / "more.h").write_text("")
+        changed = build_modules(kernel, source, QUIET, ["thing", "third"])
+        assert changed["thing"].build_id != both["thing"].build_id
+        with pytest.raises(BadInput, match=r"builds no fourth\.ko") as caught:
+            build_modules(kernel, source, QUIET, ["thing", "fourth"])
+        assert caught.value.observed == "built: other.ko, thing.ko, third.ko"
 
     def test_a_compiler_that_is_not_there(self, kernel: Kernel, source: Path) -> None:
         (kernel.headers / ".kernelvariables").write_text("CC = $(CROSS_COMPILE)gcc-4711\n")

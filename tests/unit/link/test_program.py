@@ -77,6 +77,17 @@ def test_it_ends_with_its_status(parent):
     assert run(parent, "/bin/sh", "-c", "kill -9 $$").wait(10) == 128 + 9
 
 
+def test_an_end_between_reaping_and_remembering_is_waited_for(parent, monkeypatch):
+    """The process id is free before the agent has written down how the program ended."""
+    program = run(parent, "/bin/true")
+    answers = iter(
+        [{"error": 0, "ended": 0}, {"error": 0, "ended": 0}, {"error": 0, "ended": 1, "status": 7}]
+    )
+    monkeypatch.setattr(program, "_ask", lambda **_: next(answers))
+    monkeypatch.setattr(program, "pid", 2**22)  # the kernel has none as high: pidfd_open says ESRCH
+    assert program.wait(10) == 7
+
+
 def test_words_environment_and_output(parent, tmp_path):
     log = tmp_path / "log"
     argv = ["/bin/sh", "-c", 'echo "$0|$1|$A"; env | wc -l; echo complaint >&2', "a b", ""]
