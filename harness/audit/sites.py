@@ -322,7 +322,7 @@ class Sites:
         if code is None:
             return
         for text in (code.text, code.init):
-            if inside is not None and inside.text not in (text, None):
+            if inside is not None and inside.text is not None and inside.text is not text:
                 continue
             start, end = (inside.start, inside.end) if inside is not None else (0, None)
             for at in text.jumps(names, start, end):

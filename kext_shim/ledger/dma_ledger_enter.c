@@ -14,6 +14,25 @@
 
 #define ARGUMENT(n) regs_get_kernel_argument(regs, n)
 
+/* Of what comes often, only what was asked for. */
+bool ledger_wanted_device(struct pt_regs *regs)
+{
+	const struct device *device = (const struct device *)ARGUMENT(0);
+	const struct device_driver *driver =
+		device ? READ_ONCE(device->driver) : NULL;
+
+	return ledger_modules_chosen(
+		*(unsigned long *)kernel_stack_pointer(regs),
+		driver ? driver->owner : NULL);
+}
+
+/* A pool does not tell whose it is. */
+bool ledger_wanted_pool(struct pt_regs *regs)
+{
+	return ledger_modules_chosen(
+		*(unsigned long *)kernel_stack_pointer(regs), NULL);
+}
+
 static void take_device(struct ledger_call *call, struct pt_regs *regs)
 {
 	ledger_record_device(&call->record, (struct device *)ARGUMENT(0));
@@ -137,8 +156,7 @@ static void take_list(struct ledger_call *call, struct scatterlist *list,
 	for_each_sg(list, entry, entries, i)
 	{
 		call->record.size += entry->length;
-		if (!pfn_valid(PHYS_PFN(sg_phys(entry))))
-			call->record.flags |= DMA_LEDGER_NO_RAM;
+		ledger_record_look(&call->record, sg_phys(entry));
 	}
 	call->record.physical = sg_phys(list);
 }
