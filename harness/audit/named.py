@@ -11,7 +11,7 @@ import time
 from harness.errors import GuestFailure
 from harness.link import Guest, GuestOSError, Out
 from harness.link.syscalls import cstring
-from harness.vm.attached import disk_address, network_address
+from harness.vm.attached import network_address
 
 _READLINK, _GETDENTS64 = 89, 217
 _ENTRIES = 16 * 1024
@@ -32,7 +32,7 @@ def disk_name(guest: Guest, index: int = 0) -> str:
     Raises:
         GuestFailure: no driver shows the disk in time.
     """
-    return _appeared(guest, "/sys/block", disk_address(index))
+    return _appeared(guest, "/sys/block", guest.disk_address(index))
 
 
 def network_name(guest: Guest, index: int = 0) -> str:

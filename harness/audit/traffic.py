@@ -15,7 +15,7 @@ from harness.audit.network_traffic import NetworkTraffic, network
 from harness.errors import BadInput
 from harness.link import Guest
 from harness.vm import Disk, DiskModel, Network, NetworkModel
-from harness.vm.attached import disk_address, network_address
+from harness.vm.attached import network_address
 
 __all__ = ["DiskTraffic", "NetworkTraffic", "attachment", "disk", "exercise", "network"]
 
@@ -24,8 +24,8 @@ def attachment(name: str) -> Disk | Network | None:
     """Return the disk or network that a device's name asks for; None: it is some other device.
 
     Args:
-        name: a model: ``nvme``, ``ahci``, ``virtio-blk``, ``e1000e``, ``e1000`` or ``virtio-net``; the name QEMU has for
-            a virtio device with ``-pci`` at its end means the same.
+        name: a model: ``nvme``, ``ahci``, ``virtio-blk``, ``e1000e``, ``e1000`` or ``virtio-net``; the name
+            QEMU has for a virtio device, with ``-pci`` at its end, means the same.
     """
     plain = name.removesuffix("-pci")
     if plain in list(DiskModel):
@@ -50,7 +50,7 @@ def exercise(
     """
     done: list[DiskTraffic | NetworkTraffic] = []
     for index in range(len(guest.options.disks)):
-        if driver_of(guest, disk_address(index)):
+        if driver_of(guest, guest.disk_address(index)):
             done.append(disk(guest, index, seed=seed, meanwhile=meanwhile))
     for index in range(len(guest.options.networks)):
         if driver_of(guest, network_address(index)):

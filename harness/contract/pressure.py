@@ -28,6 +28,9 @@ _MADV_DONTNEED = 4
 _MADV_NOHUGEPAGE = 15
 _MADV_PAGEOUT = 21
 _MADV_POPULATE_WRITE = 23
+# A page that another processor has on a list of its own, or locked, at that moment is passed over
+# (mm/madvise.c:madvise_cold_or_pageout_pte_range); the next time it is not.
+_ATTEMPTS = 3
 _ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _CONTIGUOUS = kIODirectionInOut | kIOMemoryPhysicallyContiguous
 
@@ -50,15 +53,17 @@ class Swap:
     def page_out(self, address: int, length: int, process: Process | None = None) -> None:
         """Have the kernel page a range of *process* out, the agent's by default (MADV_PAGEOUT)."""
         task = process or self._case.guest
-        # Fresh pages wait in a list of the processor that touched them, where only that one would find them;
-        # compaction has every processor empty its list first (mm/compaction.c:compact_nodes).
-        self._case.guest.write_file("/proc/sys/vm/compact_memory", b"1\n")
         what = f"page out {length} bytes at {address:#x}"
         pidfd = task.syscall(Nr.PIDFD_OPEN, task.pid, 0, what=what).value
         try:
             # Not madvise(2): that the agent makes for memory only that the host has mapped.
             one = In(struct.pack("<QQ", address, -(-length // PAGE) * PAGE))
-            task.syscall(_PROCESS_MADVISE, pidfd, one, 1, _MADV_PAGEOUT, 0, what=what)
+            for _ in range(_ATTEMPTS):
+                # Fresh pages wait in a list of the processor that touched them, where only that one would
+                # find them; compaction has every processor empty its list first
+                # (mm/compaction.c:compact_nodes).
+                self._case.guest.write_file("/proc/sys/vm/compact_memory", b"1\n")
+                task.syscall(_PROCESS_MADVISE, pidfd, one, 1, _MADV_PAGEOUT, 0, what=what)
         finally:
             task.close(pidfd)
 

@@ -37,6 +37,7 @@ from harness.vm import (
     SnapshotStore,
     choose_accelerator,
 )
+from harness.vm.attached import disk_address, disk_device
 
 if TYPE_CHECKING:
     from harness.link.ssh import Ssh
@@ -159,6 +160,7 @@ class Guest(Process):
         self._starts: list[Start] = []
         self._peer: Peer | None = None
         self._peer_lock = threading.Lock()
+        self._disks: dict[int, Plugged] = {}
         self._ssh: Ssh | None = None
         self._ssh_lock = threading.Lock()
         self._stack = ExitStack()
@@ -175,6 +177,7 @@ class Guest(Process):
         with ExitStack() as stack:
             self._origin = Origin(self, spec, verdict, self._snapshots)
             self._starts.append(self._origin.begin(stack))
+            self._plug_disks()
             self.machine.services.ssh = lambda: self.ssh
             stack.callback(self._close_ssh)
             self._stack = stack.pop_all()
@@ -218,6 +221,7 @@ class Guest(Process):
         self._let_go("the guest was restored")
         with named_exhaustion("starting the guest again"):
             self._starts.append(self._origin.again())
+            self._plug_disks()
         return self.start
 
     def keep(self, folder: Path) -> None:
@@ -332,6 +336,18 @@ class Guest(Process):
     def unplug(self, plugged: Plugged) -> None:
         """Take a device away again; see `harness.link.plugs.unplug`."""
         unplug(self, plugged)
+
+    def disk_address(self, index: int) -> str:
+        """Where the kernel has the controller of a disk of `GuestOptions.disks`: ``"0000:00:10.0"``."""
+        plugged = self._disks.get(index)
+        return disk_address(index) if plugged is None else plugged.address
+
+    def _plug_disks(self) -> None:
+        """Bring the disks that come late; a boot or a snapshot is without them."""
+        self._disks = {}
+        for index, disk in enumerate(self.options.disks):
+            if disk.model.comes_late:
+                self._disks[index] = self.plug(disk_device(index, disk))
 
     def attach(self, ticket: int) -> None:
         """Make the link to an agent that has just begun; for `harness.link.origin`.
@@ -459,5 +475,5 @@ class Guest(Process):
             devices=options.devices,
             disks=options.disks,
             networks=options.networks,
-            slots=options.slots,
+            slots=options.slots + sum(disk.model.comes_late for disk in options.disks),
         )

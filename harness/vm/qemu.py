@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from harness.errors import HostLacks, exhaustion
-from harness.vm.attached import disk_words, network_words
+from harness.vm.attached import disk_device, disk_words, network_words
 from harness.vm.spec import MachineSpec
 
 PROGRAM: Final = "qemu-system-x86_64"
@@ -171,6 +171,8 @@ def compose_by_hand(qemu: Qemu, spec: MachineSpec, accelerator: str) -> tuple[st
     words = []
     for index, disk in enumerate(spec.disks):
         words += disk_words(index, disk, f"driver=null-co,read-zeroes=on,size={disk.size_mib}M")
+        if disk.model.comes_late:
+            words += ["-device", disk_device(index, disk)]  # nobody captures a machine by hand
     for index, network in enumerate(spec.networks):
         words += network_words(index, network, "null")
     return (*argv, *_ports(backends), *_devices(spec), *words, *_slots(spec))
