@@ -54,8 +54,8 @@ static void record_stack(struct dma_ledger_record *record, struct pt_regs *regs)
 	u16 count = 0;
 
 	unwind_start(&state, current, regs, NULL);
-	/* The first frame is the function itself. */
-	while (unwind_next_frame(&state) && count < frames) {
+	for (; !unwind_done(&state) && count < frames;
+	     unwind_next_frame(&state)) {
 		address = unwind_get_return_address(&state);
 		if (!address)
 			break;
