@@ -47,6 +47,10 @@ class Follower:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the thread; what has not been read by then stays in the ring."""
+        self.stop()
+
+    def stop(self) -> None:
+        """End the thread, as leaving does; once more is none too much."""
         self._ended.set()
         self._thread.join()
 
