@@ -244,7 +244,7 @@ def mask_zero_restricts_nothing(case: Case) -> None:
             case.expect(mapped[0], equals=mapped[1], what=f"bytes mapped for {masked!r}")
 
 
-@check("D19", outside=True)
+@check("D19", outside=True, fills=True)
 def pageable_pages_lie_anywhere(case: Case) -> None:
     """Prepares pageable buffers made with mask and contiguity: above the mask, and in many runs.
 
