@@ -12,7 +12,7 @@ from harness.audit.events import Decoder, Direction, Event, Flag, Kind, Piece, c
 from harness.audit.exercises import Exercise, exercise_of
 from harness.audit.expect import Expect, NotAsExpected, expect
 from harness.audit.findings import Finding, findings
-from harness.audit.ledger import Ledger, build_ledger
+from harness.audit.ledger import Ledger, LedgerGone, build_ledger
 from harness.audit.live import Entry, Live
 from harness.audit.log import read_log
 from harness.audit.outside import Outside
@@ -43,6 +43,7 @@ __all__ = [
     "KernelModule",
     "Kind",
     "Ledger",
+    "LedgerGone",
     "Live",
     "NotAsExpected",
     "Observed",

@@ -34,7 +34,10 @@ def _records(run: AuditRun) -> Iterator[Blind]:
             "be judged wrongly"
         )
     if run.missed:
-        yield Blind(f"{run.missed} calls went past the ledger: a probe was busy with another one")
+        yield Blind(
+            f"{run.missed} calls went past the ledger, a probe was busy with another one: what seems to be "
+            "left may have ended in one of them"
+        )
     unarmed = [kind.name.lower() for kind in Kind if kind > Kind.PIECE and not run.armed >> kind & 1]
     if run.armed and unarmed:
         yield Blind(f"this kernel has no place to watch: {', '.join(unarmed)}")

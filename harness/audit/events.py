@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ class Event:
     Attributes:
         number: the record's, from 0; the order in which things became true.
         kind: what was called.
-        time: nanoseconds of the guest's monotonic clock.
+        time: nanoseconds of the guest's kernel log's clock.
         direction: as the driver said it.
         cpu: the processor's number.
         pid: the thread.
@@ -189,13 +190,13 @@ class Event:
         return (Piece(self.physical, self.size, self.bus, self.size),) if self.physical else ()
 
 
-_TEXTS = ("driver", "subsystem", "name")
-_COLUMNS = (
-    *("time", "cpu", "pid", "device", "mask", "coherent_mask", "boundary", "size", "bus", "physical"),
-    *("attrs", "gfp", "owner", "error"),
-    # decoded further
-    *("sequence", "direction", "flags", "virtual_address", "module", "stack", "frames", *_TEXTS),
+_NUMBERS = (
+    *("time", "cpu", "pid", "device", "mask", "coherent_mask", "boundary", "size", "bus", "virtual_address"),
+    *("physical", "attrs", "gfp", "owner", "error"),
 )
+_TEXTS = ("driver", "subsystem", "name")
+_KINDS = {int(one): one for one in Kind}
+_DIRECTIONS = {int(one): one for one in Direction}
 
 
 def check_layouts(layouts: Layouts) -> None:
@@ -250,25 +251,26 @@ class Decoder:
             raise BadInput("records are missing between those that were read")
         pieces, modules = rows.view(self._piece), rows.view(self._module)
         kinds, counts = rows["kind"].tolist(), rows["pieces"].tolist()
-        columns = {name: rows[name].tolist() for name in _COLUMNS}
+        calls = _calls(rows)
         at = 0
-        while at < len(rows):
-            kind = Kind(kinds[at])
-            if kind is Kind.PIECE:
-                raise BadInput("a piece follows no call", observed=f"record {int(rows['sequence'][at]) - 1}")
-            if kind in (Kind.MODULE_COMING, Kind.MODULE_GOING):
-                self._rest = rows[at + 1 :]
-                yield self._moved(kind, modules[at])
-                at += 1
-                continue
-            end = at + 1 + counts[at]
-            if end > len(rows):
-                break
-            self._rest = rows[end:]
-            row = {name: column[at] for name, column in columns.items()}
-            yield self._called(kind, row, pieces[at + 1 : end])
-            at = end
-        self._rest = rows[at:].copy()
+        try:
+            while at < len(rows):
+                kind, begin = _KINDS[kinds[at]], at
+                if kind is Kind.PIECE:
+                    raise BadInput("a piece follows no call", observed=f"record {calls[at][0] - 1}")
+                end = at + 1 + counts[at]
+                if kind is Kind.MODULE_COMING or kind is Kind.MODULE_GOING:
+                    at += 1
+                    yield self._moved(kind, modules[begin])
+                elif end > len(rows):
+                    break
+                else:
+                    at = end
+                    yield self._called(
+                        kind, calls[begin], pieces[begin + 1 : end] if end > begin + 1 else None
+                    )
+        finally:
+            self._rest = rows[at:].copy()
 
     def _moved(self, kind: Kind, row: Any) -> Event:
         name = _text(row["name"])
@@ -283,26 +285,46 @@ class Decoder:
             init=bool(row["init"]),
         )
 
-    def _called(self, kind: Kind, row: dict[str, Any], pieces: NDArray[Any]) -> Event:
-        number = row.pop("sequence") - 1
-        if len(pieces) and not np.all((pieces["kind"] == Kind.PIECE) & (pieces["parent"] == number)):
-            raise BadInput("a call's pieces are not its own", observed=f"record {number}")
-        for name in _TEXTS:
-            row[name] = _text(row[name])
-        runs = pieces[["physical", "length", "bus", "bus_length"]].tolist() if len(pieces) else ()
+    def _called(self, kind: Kind, call: _Call, pieces: NDArray[Any] | None) -> Event:
+        sequence, direction, flags, module, texts, stack, frames, numbers = call
+        time, cpu, pid, device, mask, coherent, boundary, size, bus, virtual, physical = numbers[:11]
+        attrs, gfp, owner, error = numbers[11:]
+        driver, subsystem, name = map(_text, texts)
+        runs = () if pieces is None else _runs(sequence - 1, pieces)
+        # By place: half of the time goes into making these.
         return Event(
-            number=number,
-            kind=kind,
-            direction=Direction(row.pop("direction")),
-            flags=Flag(row.pop("flags")),
-            virtual=row.pop("virtual_address"),
-            module=self.modules.get(row.pop("module"), ""),
-            stack=tuple(row.pop("stack")[: row.pop("frames")]),
-            pieces=tuple(Piece(*run) for run in runs),
-            **row,
+            *(sequence - 1, kind, time, _DIRECTIONS[direction], cpu, pid, _flag(flags), device, mask),
+            *(coherent, boundary, size, bus, virtual, physical, attrs, gfp, owner, error),
+            *(self.modules.get(module, ""), driver, subsystem, name, tuple(stack[:frames]), runs),
         )
 
 
+_Call = tuple[int, int, int, int, tuple[bytes, ...], list[int], int, tuple[int, ...]]
+
+
+def _calls(rows: NDArray[Any]) -> list[_Call]:
+    """Take records apart, a whole column at a time."""
+
+    def columns(*names: str) -> Iterator[list[Any]]:
+        return (rows[name].tolist() for name in names)
+
+    texts, numbers = zip(*columns(*_TEXTS), strict=True), zip(*columns(*_NUMBERS), strict=True)
+    plain = columns("sequence", "direction", "flags", "module")
+    return list(zip(*plain, texts, *columns("stack", "frames"), numbers, strict=True))
+
+
+def _runs(number: int, pieces: NDArray[Any]) -> tuple[Piece, ...]:
+    if not np.all((pieces["kind"] == Kind.PIECE) & (pieces["parent"] == number)):
+        raise BadInput("a call's pieces are not its own", observed=f"record {number}")
+    return tuple(Piece(*run) for run in pieces[["physical", "length", "bus", "bus_length"]].tolist())
+
+
+@cache
+def _flag(value: int) -> Flag:
+    return Flag(value)
+
+
+@lru_cache(4096)
 def _text(field: bytes) -> str:
     """Return a C string; what lies behind its end is of no meaning."""
     return field.partition(b"\0")[0].decode("utf-8", "replace")

@@ -16,6 +16,7 @@ from harness.images.modules import canonical
 
 _WIDTH: Final = 100
 _LABEL: Final = 12
+_NAME_BYTES: Final = 19  # of a device's name in a record: struct dma_ledger_record has room for no more
 _EVIDENCE: Final = 3
 """Different pieces of evidence that a finding keeps; the others are counted."""
 
@@ -117,11 +118,12 @@ def findings(
     Raises:
         BadInput: a violation of a rule that nobody knows.
     """
+    names = {name[:_NAME_BYTES] for name in devices or ()}
     cases: dict[object, _Case] = {}
     for violation in sorted(violations, key=lambda one: (one.event.time, one.event.number)):
         case = _case(violation, sites, modules)
         whose = case.site.module or canonical(case.driver)  # a driver can be built in
-        if modules is not None and whose not in modules and case.device not in (devices or ()):
+        if modules is not None and whose not in modules and case.device not in names:
             continue
         case = cases.setdefault((case.rule.id, case.driver, case.site), case)
         case.add(violation)

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,12 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.audit.events import Decoder, Event
-from harness.errors import BadInput
+from harness.errors import BadInput, HarnessError
 from harness.images import Kernel, Layouts, ModuleBuild, Progress, build_module, source_root
 from harness.link import Guest
 
 NAME = "dma_ledger"
 """The module, and its device below /dev."""
+
+
+BACKLOG = 1_000_000
+"""Records that wait to be decoded at most while `Ledger.keep_up` reads: 256 MB."""
+
+_EVERY = 0.005  # seconds; a ring of 65536 records takes a guest some 50 times as long to fill
+
+
+class LedgerGone(HarnessError):
+    """The guest is not any more the one the ledger was loaded into."""
 
 
 def build_ledger(kernel: Kernel, progress: Progress) -> ModuleBuild:
@@ -36,19 +49,35 @@ class Ledger:
     stores, so a record whose sequence is right is whole.
     """
 
-    def __init__(self, guest: Guest, build: ModuleBuild, records: int = 65536) -> None:
+    def __init__(
+        self,
+        guest: Guest,
+        build: ModuleBuild,
+        records: int = 65536,
+        *,
+        only: Sequence[str] = (),
+        frames: int = 6,
+    ) -> None:
         """Name the guest and the module.
 
         Args:
             guest: it runs, and has no ledger yet.
             build: from `build_ledger`, for the guest's kernel.
             records: what the ring holds, 256 bytes each.
+            only: up to eight modules, by name: of allocations, mappings, syncs and blocks of pools only those
+                are recorded that one of them calls for, or that are for a device one of them drives; what
+                comes seldom is recorded whoever it is.
+            frames: of the caller's stack in each record, 1 to 10; each costs the guest some 2 % of a record.
         """
         self._guest = guest
         self._build = build
-        self._records = records
+        names = f" only={','.join(name.replace('-', '_') for name in only)}" if only else ""
+        self._params = f"records={records} frames={frames}{names}"
         self.layouts = Layouts.from_elf(build.ko_debug)
         self._decoder = Decoder(self.layouts)
+        self._reading = threading.Lock()
+        self._backlog: list[NDArray[Any]] = []
+        self._waiting = 0
 
     def __enter__(self) -> Self:
         """Load the module.
@@ -56,7 +85,8 @@ class Ledger:
         Raises:
             GuestOSError: the kernel refused it.
         """
-        self._guest.load_module(self._build.ko.read_bytes(), f"records={self._records}")
+        self._starts = len(self._guest.starts)
+        self._guest.load_module(self._build.ko.read_bytes(), self._params)
         try:
             self._fd = self._guest.open(f"/dev/{NAME}", os.O_RDONLY)
             self._begin()
@@ -68,9 +98,15 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Unload the module; what was not read is gone."""
-        self._guest.close(self._fd)
-        self._guest.unload_module(NAME)
+        """Unload the module; what was not read is gone. A guest that was restored has none to unload."""
+        if self.there:
+            self._guest.close(self._fd)
+            self._guest.unload_module(NAME)
+
+    @property
+    def there(self) -> bool:
+        """Whether the guest is still the one the ledger was loaded into: it was not restored since."""
+        return len(self._guest.starts) == self._starts
 
     def again(self) -> None:
         """Read on after the guest was put back to a moment at which this ledger was loaded: from that moment.
@@ -95,7 +131,9 @@ class Ledger:
 
         Raises:
             GuestOSError: it is not loaded any more.
+            LedgerGone: the guest was restored.
         """
+        self._check()
         layout = self.layouts.struct("dma_ledger_info")
         command = self.layouts.enum("dma_ledger_ioctl")["DMA_LEDGER_IOC_INFO"]
         answer = layout.unpack(self._guest.ioctl(self._fd, command, bytes(layout.size)).arg)
@@ -103,7 +141,11 @@ class Ledger:
 
     @property
     def lost(self) -> int:
-        """Records that found no room so far, seen from outside."""
+        """Records that found no room so far, seen from outside.
+
+        Raises:
+            LedgerGone: the guest was restored.
+        """
         return self._header_field("lost")
 
     @property
@@ -120,15 +162,71 @@ class Ledger:
 
         Raises:
             BadInput: the ring is not what a ledger writes.
+            LedgerGone: the guest was restored.
         """
-        rows = self._committed(self._header_field("produced"))
-        events = list(self._decoder.feed(rows))
-        self._at += len(rows)
-        field = self.layouts.struct("dma_ledger_header").fields["consumed"]
-        self._guest.machine.ram.write(self._header + field.offset, self._at.to_bytes(8, "little"))
-        return events
+        self._read()
+        with self._reading:
+            backlog, self._backlog = self._backlog, []
+        self._waiting = 0
+        return list(self._decoder.feed(np.concatenate(backlog))) if backlog else []
+
+    @contextmanager
+    def keep_up(self, backlog: int = BACKLOG) -> Iterator[None]:
+        """Read the ring from a thread of its own while the block runs; `drain` decodes what that has read.
+
+        Reading takes a small part of the time that decoding does: so a guest that writes faster than
+        anybody decodes fills the host's memory first, and loses nothing until that is full as well.
+
+        Args:
+            backlog: records that may wait to be decoded, 256 bytes each; then it is up to the ring again,
+                which holds what it holds, and counts the rest as `lost`.
+
+        Raises:
+            BadInput: what the thread has read is not what a ledger writes.
+            LedgerGone: the guest was restored.
+        """
+        ended = threading.Event()
+        errors: list[HarnessError] = []
+
+        def read() -> None:
+            try:
+                while not ended.wait(_EVERY):
+                    if self._waiting < backlog:
+                        self._read()
+            except HarnessError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=read, name="ledger's reader", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+        if errors:
+            raise errors[0]
+
+    def _check(self) -> None:
+        if not self.there:
+            raise LedgerGone(
+                "the guest was restored: the ledger that was loaded into it is gone",
+                hint="enter another Ledger after Guest.restore(), or restore the guest before",
+            )
+
+    def _read(self) -> None:
+        """Copy the records out, and only then let the guest write over them."""
+        with self._reading:
+            rows = self._committed(self._header_field("produced"))
+            if not len(rows):
+                return
+            self._backlog.append(rows)
+            self._waiting += len(rows)
+            self._at += len(rows)
+            field = self.layouts.struct("dma_ledger_header").fields["consumed"]
+            self._guest.machine.ram.write(self._header + field.offset, self._at.to_bytes(8, "little"))
 
     def _header_field(self, name: str) -> int:
+        self._check()
         field = self.layouts.struct("dma_ledger_header").fields[name]
         return int.from_bytes(self._guest.machine.ram.read(self._header + field.offset, 8), "little")
 

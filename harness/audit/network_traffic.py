@@ -86,7 +86,7 @@ def network(
     """
     name = network_name(guest, index)
     random = np.random.default_rng(seed)
-    work = _Work(guest, name, guest.machine.attached.wires[index])
+    work = Card(guest, name, guest.machine.attached.wires[index])
     with work.up():
         lease = work.lease(random.bytes(4))
         if lease != ADDRESS:
@@ -102,7 +102,15 @@ def network(
 
 
 @dataclass(frozen=True)
-class _Work:
+class Card:
+    """A network card at work; see `network`.
+
+    Attributes:
+        guest: where it is.
+        name: the kernel's for it.
+        wire: the host's end of the connections it makes.
+    """
+
     guest: Guest
     name: str
     wire: socket.socket

@@ -113,7 +113,8 @@ class AuditRun:
                 hint="an audit begins with a guest that does not need this module to be reached",
             )
         files = {one.name: one.debug or one.ko for one in self.subject.modules}
-        self.sites = Sites.of_guest(self.guest, files)
+        folder = self.subject.folder
+        self.sites = Sites.of_guest(self.guest, files, {self.name: folder} if folder is not None else {})
         self.provenance = provenance_of(self.guest)
         try:
             self._ledger = self._stack.enter_context(Ledger(self.guest, self.ledger, RECORDS))

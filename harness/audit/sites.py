@@ -256,7 +256,9 @@ class Sites:
     def _search(self, steps: list[_Step], own: str, kind: str, wanted: frozenset[str] | None) -> Site:
         stack = tuple(str(step) for step in steps)
         frames = [step.frame for step in steps]
-        door = next((i for i, frame in enumerate(frames) if frame.symbol in DOORS), len(frames))
+        door = next(
+            (i for i, frame in enumerate(frames) if frame.symbol.partition(".")[0] in DOORS), len(frames)
+        )
         module, at = self._attributed(frames, door, own, wanted)
         names = {*FUNCTIONS.get(kind, ()), *(frame.symbol for frame in frames[: door if at is None else at])}
         if at is None:
@@ -320,7 +322,7 @@ class Sites:
         if code is None:
             return
         for text in (code.text, code.init):
-            if inside is not None and inside.text not in (text, None):
+            if inside is not None and inside.text is not None and inside.text is not text:
                 continue
             start, end = (inside.start, inside.end) if inside is not None else (0, None)
             for at in text.jumps(names, start, end):

@@ -153,7 +153,7 @@ class Auditor:
     def _found(self, path: str) -> str:
         beside = self._item.path.parent / path
         if not Path(path).is_absolute() and beside.exists():
-            return str(beside)
+            return _short(beside)
         with in_its_own_words():
             kind_of(path)
         return path
@@ -163,7 +163,7 @@ class Auditor:
             return None
         beside = self._item.path.parent / word
         with in_its_own_words():
-            return exercise_of(str(beside) if beside.is_file() else str(word))
+            return exercise_of(_short(beside) if beside.is_file() else str(word))
 
     def _keep(self, result: AuditResult) -> None:
         """Have it shown with the test if that fails, and kept with its evidence."""
@@ -181,7 +181,7 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
     if not any(sides):
         return None
     there, wanted = sides
-    lines = [f"{len(there)} findings, where {len(wanted)} were expected"]
+    lines = [f"{_counted(there)}, where there was to be {_counted(wanted)}"]
     for finding in there:
         if finding not in wanted:
             lines += finding.render(stack=False).splitlines()
@@ -189,6 +189,16 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
         if finding not in there:
             lines += ["missing:", *finding.render(stack=False).splitlines()]
     return lines
+
+
+def _short(path: Path) -> str:
+    """Return a path as it is typed here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _counted(findings: list[Finding]) -> str:
+    return f"{len(findings)} finding{'' if len(findings) == 1 else 's'}" if findings else "none"
 
 
 def as_text(result: AuditResult) -> str:

@@ -27,7 +27,7 @@ WORKER_OVERHEAD_MIB = 64
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
-# Audits have a guest as well, in few tests; memory is taken as guests touch it, and this leaves room for that.
+# Few tests have a guest for audits as well; memory is taken as guests touch it, so there is room for that.
 _SEATS = (Role.SESSION, Role.FRESH)
 _CAPPED = pytest.StashKey[str]()
 _OUTPUT = "iobmd"

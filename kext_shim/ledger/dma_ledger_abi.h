@@ -99,7 +99,7 @@ enum dma_ledger_flag {
 /**
  * struct dma_ledger_record - one call of the DMA API
  * @sequence: the record's number + 1
- * @time: nanoseconds, the monotonic clock; when the call returned, or for
+ * @time: nanoseconds, the kernel log's clock; when the call returned, or for
  *	calls that end something (free, unmap, sync) when it was made
  * @kind: enum dma_ledger_kind
  * @direction: enum dma_data_direction, or NO_FIELD

@@ -14,6 +14,25 @@
 
 #define ARGUMENT(n) regs_get_kernel_argument(regs, n)
 
+/* Of what comes often, only what was asked for. */
+bool ledger_wanted_device(struct pt_regs *regs)
+{
+	const struct device *device = (const struct device *)ARGUMENT(0);
+	const struct device_driver *driver =
+		device ? READ_ONCE(device->driver) : NULL;
+
+	return ledger_modules_chosen(
+		*(unsigned long *)kernel_stack_pointer(regs),
+		driver ? driver->owner : NULL);
+}
+
+/* A pool does not tell whose it is. */
+bool ledger_wanted_pool(struct pt_regs *regs)
+{
+	return ledger_modules_chosen(
+		*(unsigned long *)kernel_stack_pointer(regs), NULL);
+}
+
 static void take_device(struct ledger_call *call, struct pt_regs *regs)
 {
 	ledger_record_device(&call->record, (struct device *)ARGUMENT(0));
@@ -137,8 +156,7 @@ static void take_list(struct ledger_call *call, struct scatterlist *list,
 	for_each_sg(list, entry, entries, i)
 	{
 		call->record.size += entry->length;
-		if (!pfn_valid(PHYS_PFN(sg_phys(entry))))
-			call->record.flags |= DMA_LEDGER_NO_RAM;
+		ledger_record_look(&call->record, sg_phys(entry));
 	}
 	call->record.physical = sg_phys(list);
 }
@@ -208,11 +226,24 @@ void ledger_enter_mask(struct ledger_call *call, struct pt_regs *regs)
 	call->record.size = ARGUMENT(1);
 }
 
+/*
+ * Is it a module's doing?  The driver is not on the stack when its mmap ends
+ * in the call; the file that is mapped names it then.
+ */
+static u32 mapper_of(const struct vm_area_struct *area)
+{
+	const struct file *file = area->vm_file;
+
+	return file ? ledger_module_of((unsigned long)file->f_op->mmap) : 0;
+}
+
 /* (dev, vma, cpu_addr, dma_addr, size, attrs) */
 void ledger_enter_mmap(struct ledger_call *call, struct pt_regs *regs)
 {
 	take_device(call, regs);
 	call->argument = ARGUMENT(1);
+	if (!call->record.module)
+		call->record.module = mapper_of((void *)ARGUMENT(1));
 	ledger_record_virtual(&call->record, (void *)ARGUMENT(2));
 	call->record.bus = ARGUMENT(3);
 	call->record.size = ARGUMENT(4);
@@ -239,17 +270,6 @@ void ledger_enter_pages_array(struct ledger_call *call, struct pt_regs *regs)
 {
 	call->record.virtual_address = ARGUMENT(0);
 	call->record.size = (int)ARGUMENT(1);
-}
-
-/*
- * Is it a module's doing?  The driver is not on the stack when its mmap ends
- * in the call; the file that is mapped names it then.
- */
-static u32 mapper_of(const struct vm_area_struct *area)
-{
-	const struct file *file = area->vm_file;
-
-	return file ? ledger_module_of((unsigned long)file->f_op->mmap) : 0;
 }
 
 /* Processes are made of mappings that are of no interest here. */

@@ -33,6 +33,8 @@ ledger_enter_fn ledger_enter_bind;
 ledger_enter_fn ledger_enter_unbind;
 
 /* Named after the calls that are of interest. */
+ledger_wanted_fn ledger_wanted_device;
+ledger_wanted_fn ledger_wanted_pool;
 ledger_wanted_fn ledger_wanted_user;
 ledger_wanted_fn ledger_wanted_unbind;
 

@@ -7,6 +7,7 @@
 #include "dma_ledger_detour.h"
 #include "dma_ledger_modules.h"
 #include "dma_ledger_probes.h"
+#include "dma_ledger_record.h"
 #include "dma_ledger_ring.h"
 
 static unsigned int records = 65536;
@@ -47,6 +48,7 @@ static int __init ledger_init(void)
 {
 	int error;
 
+	ledger_record_set_up();
 	error = ledger_ring_create(records);
 	if (error)
 		return error;

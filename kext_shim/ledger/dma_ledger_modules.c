@@ -5,8 +5,8 @@
 #include <linux/notifier.h>
 #include <linux/pgtable.h>
 #include <linux/rcupdate.h>
+#include <linux/sched/clock.h>
 #include <linux/string.h>
-#include <linux/timekeeping.h>
 
 #include "compat.h"
 #include "dma_ledger_modules.h"
@@ -18,6 +18,16 @@ struct code {
 	const struct module *module;
 	u32 id, init;
 };
+
+static char *only[8];
+static unsigned int only_count;
+module_param_array(only, charp, &only_count, 0400);
+MODULE_PARM_DESC(
+	only,
+	"modules: record what they call, or is for a device that one of them drives");
+
+/* Those that are there, in the same order. */
+static const struct module *chosen[ARRAY_SIZE(only)];
 
 static struct code codes[256];
 static DEFINE_MUTEX(codes_lock);
@@ -32,7 +42,7 @@ static void write_down(const struct code *code, u16 kind)
 		return;
 	record = ledger_ring_slot(number);
 	memset(record, 0, sizeof(*record));
-	record->time = ktime_get_mono_fast_ns();
+	record->time = local_clock();
 	record->kind = kind;
 	record->init = code->init;
 	record->id = code->id;
@@ -66,6 +76,15 @@ static void add_code(const struct module *module, u32 id, bool init)
 	pr_warn("dma_ledger: no room to know the code of %s\n", module->name);
 }
 
+static void choose(const struct module *module, bool here)
+{
+	unsigned int i;
+
+	for (i = 0; i < only_count; i++)
+		if (!strcmp(only[i], module->name))
+			WRITE_ONCE(chosen[i], here ? module : NULL);
+}
+
 static void add(const struct module *module)
 {
 	unsigned int i;
@@ -74,6 +93,7 @@ static void add(const struct module *module)
 		if (codes[i].base && codes[i].module == module)
 			return;
 	last_id++;
+	choose(module, true);
 	add_code(module, last_id, false);
 	if (module->state == MODULE_STATE_COMING)
 		add_code(module, last_id, true);
@@ -83,6 +103,8 @@ static void drop(const struct module *module, bool init_only)
 {
 	unsigned int i;
 
+	if (!init_only)
+		choose(module, false);
 	for (i = 0; i < ARRAY_SIZE(codes); i++) {
 		struct code *code = &codes[i];
 
@@ -203,4 +225,27 @@ u32 ledger_module_id(const struct module *module)
 			return code->id;
 	}
 	return 0;
+}
+
+/**
+ * ledger_modules_chosen - is a call of interest?
+ * @caller: its return address
+ * @owner: module of the device's driver, or NULL
+ *
+ * With preemption off, which keeps a module that goes until the end.
+ *
+ * Return: true if all are, or one of the two belongs to a module named.
+ */
+bool ledger_modules_chosen(unsigned long caller, const struct module *owner)
+{
+	unsigned int i;
+
+	for (i = 0; i < only_count; i++) {
+		const struct module *module = READ_ONCE(chosen[i]);
+
+		if (module &&
+		    (module == owner || within_module(caller, module)))
+			return true;
+	}
+	return !only_count;
 }

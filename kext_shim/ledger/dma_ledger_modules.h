@@ -10,5 +10,6 @@ int ledger_modules_watch(void);
 void ledger_modules_unwatch(void);
 u32 ledger_module_of(unsigned long address);
 u32 ledger_module_id(const struct module *module);
+bool ledger_modules_chosen(unsigned long caller, const struct module *owner);
 
 #endif /* DMA_LEDGER_MODULES_H */

@@ -18,26 +18,25 @@ struct watch {
 	u16 kind;
 	ledger_enter_fn *enter;
 	ledger_leave_fn *leave;
+	/* NULL for all calls */
 	ledger_wanted_fn *wanted;
 	ledger_function *original;
 };
 
-#define BEGINS(_kind, _name, _enter, _leave)                        \
-	{                                                           \
-		.names = { _name }, .kind = _kind, .enter = _enter, \
-		.leave = _leave,                                    \
-	}
-#define ENDS(_kind, _name, _enter)                             \
-	{                                                      \
-		.names = { _name, "__" _name }, .kind = _kind, \
-		.enter = _enter,                               \
-	}
-
-#define CONCERNS(_kind, _name, _enter, _leave, _wanted)             \
+/* Only some of its calls may be of interest. */
+#define BEGINS_IF(_wanted, _kind, _name, _enter, _leave)            \
 	{                                                           \
 		.names = { _name }, .kind = _kind, .enter = _enter, \
 		.leave = _leave, .wanted = _wanted,                 \
 	}
+#define ENDS_IF(_wanted, _kind, _name, _enter)                 \
+	{                                                      \
+		.names = { _name, "__" _name }, .kind = _kind, \
+		.enter = _enter, .wanted = _wanted,            \
+	}
+#define BEGINS(...) BEGINS_IF(ledger_wanted_device, __VA_ARGS__)
+#define ENDS(...) ENDS_IF(ledger_wanted_device, __VA_ARGS__)
+#define SELDOM(...) BEGINS_IF(NULL, __VA_ARGS__)
 
 static struct watch watches[] = {
 	BEGINS(DMA_LEDGER_ALLOC, "dma_alloc_attrs", ledger_enter_alloc,
@@ -72,66 +71,65 @@ static struct watch watches[] = {
 	     ledger_enter_list),
 	ENDS(DMA_LEDGER_SYNC_SG_FOR_DEVICE, "dma_sync_sg_for_device",
 	     ledger_enter_list),
-	BEGINS(DMA_LEDGER_POOL_CREATE, "dma_pool_create",
+	SELDOM(DMA_LEDGER_POOL_CREATE, "dma_pool_create",
 	       ledger_enter_pool_create, ledger_leave_pool_create),
-	BEGINS(DMA_LEDGER_POOL_ALLOC, "dma_pool_alloc", ledger_enter_pool_alloc,
-	       ledger_leave_pool_alloc),
-	ENDS(DMA_LEDGER_POOL_FREE, "dma_pool_free", ledger_enter_pool_free),
-	ENDS(DMA_LEDGER_POOL_DESTROY, "dma_pool_destroy",
-	     ledger_enter_pool_destroy),
-	BEGINS(DMA_LEDGER_SET_MASK, "dma_set_mask", ledger_enter_mask,
+	BEGINS_IF(ledger_wanted_pool, DMA_LEDGER_POOL_ALLOC, "dma_pool_alloc",
+		  ledger_enter_pool_alloc, ledger_leave_pool_alloc),
+	ENDS_IF(ledger_wanted_pool, DMA_LEDGER_POOL_FREE, "dma_pool_free",
+		ledger_enter_pool_free),
+	ENDS_IF(NULL, DMA_LEDGER_POOL_DESTROY, "dma_pool_destroy",
+		ledger_enter_pool_destroy),
+	SELDOM(DMA_LEDGER_SET_MASK, "dma_set_mask", ledger_enter_mask,
 	       ledger_leave_mask),
-	BEGINS(DMA_LEDGER_SET_COHERENT_MASK, "dma_set_coherent_mask",
+	SELDOM(DMA_LEDGER_SET_COHERENT_MASK, "dma_set_coherent_mask",
 	       ledger_enter_mask, ledger_leave_mask),
-	BEGINS(DMA_LEDGER_MMAP, "dma_mmap_attrs", ledger_enter_mmap,
+	SELDOM(DMA_LEDGER_MMAP, "dma_mmap_attrs", ledger_enter_mmap,
 	       ledger_leave_mmap),
-	BEGINS(DMA_LEDGER_MEMORY_UC, "set_memory_uc", ledger_enter_memory,
+	SELDOM(DMA_LEDGER_MEMORY_UC, "set_memory_uc", ledger_enter_memory,
 	       ledger_leave_status),
-	BEGINS(DMA_LEDGER_MEMORY_WC, "set_memory_wc", ledger_enter_memory,
+	SELDOM(DMA_LEDGER_MEMORY_WC, "set_memory_wc", ledger_enter_memory,
 	       ledger_leave_status),
-	BEGINS(DMA_LEDGER_MEMORY_WB, "set_memory_wb", ledger_enter_memory,
+	SELDOM(DMA_LEDGER_MEMORY_WB, "set_memory_wb", ledger_enter_memory,
 	       ledger_leave_status),
-	BEGINS(DMA_LEDGER_PAGES_UC, "set_pages_uc", ledger_enter_pages,
+	SELDOM(DMA_LEDGER_PAGES_UC, "set_pages_uc", ledger_enter_pages,
 	       ledger_leave_status),
-	BEGINS(DMA_LEDGER_PAGES_WB, "set_pages_wb", ledger_enter_pages,
+	SELDOM(DMA_LEDGER_PAGES_WB, "set_pages_wb", ledger_enter_pages,
 	       ledger_leave_status),
-	BEGINS(DMA_LEDGER_PAGES_ARRAY_UC, "set_pages_array_uc",
+	SELDOM(DMA_LEDGER_PAGES_ARRAY_UC, "set_pages_array_uc",
 	       ledger_enter_pages_array, ledger_leave_pages_array),
-	BEGINS(DMA_LEDGER_PAGES_ARRAY_WC, "set_pages_array_wc",
+	SELDOM(DMA_LEDGER_PAGES_ARRAY_WC, "set_pages_array_wc",
 	       ledger_enter_pages_array, ledger_leave_pages_array),
-	BEGINS(DMA_LEDGER_PAGES_ARRAY_WB, "set_pages_array_wb",
+	SELDOM(DMA_LEDGER_PAGES_ARRAY_WB, "set_pages_array_wb",
 	       ledger_enter_pages_array, ledger_leave_pages_array),
-	CONCERNS(DMA_LEDGER_USER_PAGE, "vm_insert_page", ledger_enter_user_page,
-		 ledger_leave_status, ledger_wanted_user),
-	CONCERNS(DMA_LEDGER_USER_PAGES, "vm_insert_pages",
-		 ledger_enter_user_pages, ledger_leave_user_pages,
-		 ledger_wanted_user),
-	CONCERNS(DMA_LEDGER_USER_RANGE, "remap_pfn_range",
-		 ledger_enter_user_range, ledger_leave_status,
-		 ledger_wanted_user),
-	CONCERNS(DMA_LEDGER_USER_FRAME, "vmf_insert_pfn",
-		 ledger_enter_user_frame, ledger_leave_fault,
-		 ledger_wanted_user),
-	CONCERNS(DMA_LEDGER_USER_FRAME_PROT, "vmf_insert_pfn_prot",
-		 ledger_enter_user_frame, ledger_leave_fault,
-		 ledger_wanted_user),
-	CONCERNS(DMA_LEDGER_USER_MIXED, "vmf_insert_mixed",
-		 ledger_enter_user_frame, ledger_leave_fault,
-		 ledger_wanted_user),
-	BEGINS(DMA_LEDGER_BIND, "really_probe", ledger_enter_bind,
+	BEGINS_IF(ledger_wanted_user, DMA_LEDGER_USER_PAGE, "vm_insert_page",
+		  ledger_enter_user_page, ledger_leave_status),
+	BEGINS_IF(ledger_wanted_user, DMA_LEDGER_USER_PAGES, "vm_insert_pages",
+		  ledger_enter_user_pages, ledger_leave_user_pages),
+	BEGINS_IF(ledger_wanted_user, DMA_LEDGER_USER_RANGE, "remap_pfn_range",
+		  ledger_enter_user_range, ledger_leave_status),
+	BEGINS_IF(ledger_wanted_user, DMA_LEDGER_USER_FRAME, "vmf_insert_pfn",
+		  ledger_enter_user_frame, ledger_leave_fault),
+	BEGINS_IF(ledger_wanted_user, DMA_LEDGER_USER_FRAME_PROT,
+		  "vmf_insert_pfn_prot", ledger_enter_user_frame,
+		  ledger_leave_fault),
+	BEGINS_IF(ledger_wanted_user, DMA_LEDGER_USER_MIXED, "vmf_insert_mixed",
+		  ledger_enter_user_frame, ledger_leave_fault),
+	SELDOM(DMA_LEDGER_BIND, "really_probe", ledger_enter_bind,
 	       ledger_leave_bind),
-	CONCERNS(DMA_LEDGER_UNBIND, "device_release_driver_internal",
-		 ledger_enter_unbind, ledger_leave_unbind,
-		 ledger_wanted_unbind),
+	BEGINS_IF(ledger_wanted_unbind, DMA_LEDGER_UNBIND,
+		  "device_release_driver_internal", ledger_enter_unbind,
+		  ledger_leave_unbind),
 };
 
 /*
- * What every detour does.  @caller is the return address of the call, whose
- * place on the stack is told as a function's first instruction would find it.
+ * What every detour does.  @frame is the detour's own: its caller's frame
+ * pointer, and the address it returns to.  So registers can be told as the
+ * function's first instruction would have found them, for the arguments and
+ * for whoever walks the stack from there.
  */
 static noinline unsigned long through(const struct watch *watch,
 				      const unsigned long *arguments,
-				      unsigned long caller)
+				      const unsigned long *frame)
 {
 	struct pt_regs regs = {
 		.di = arguments[0],
@@ -141,7 +139,11 @@ static noinline unsigned long through(const struct watch *watch,
 		.r8 = arguments[4],
 		.r9 = arguments[5],
 		.flags = arch_local_save_flags(),
-		.sp = (unsigned long)&caller,
+		.ip = (unsigned long)watch->original,
+		.cs = __KERNEL_CS,
+		.sp = (unsigned long)&frame[1],
+		.bp = frame[0],
+		.ss = __KERNEL_DS,
 	};
 	struct ledger_call call;
 	unsigned long result;
@@ -166,24 +168,24 @@ static noinline unsigned long through(const struct watch *watch,
 }
 
 /* One detour for each place in the table, as nothing else says which. */
-#define DETOUR(n)                                                           \
-	static unsigned long detour_##n(unsigned long a, unsigned long b,   \
-					unsigned long c, unsigned long d,   \
-					unsigned long e, unsigned long f)   \
-	{                                                                   \
-		const unsigned long arguments[] = { a, b, c, d, e, f };     \
-                                                                            \
-		return through(&watches[n], arguments,                      \
-			       (unsigned long)__builtin_return_address(0)); \
+#define DETOUR(n)                                                         \
+	static unsigned long detour_##n(unsigned long a, unsigned long b, \
+					unsigned long c, unsigned long d, \
+					unsigned long e, unsigned long f) \
+	{                                                                 \
+		const unsigned long arguments[] = { a, b, c, d, e, f };   \
+                                                                          \
+		return through(&watches[n], arguments,                    \
+			       __builtin_frame_address(0));               \
 	}
 /* Octal, so that pasted digits count to eight. */
 #define EIGHT(OF, n) \
 	OF(n##0) OF(n##1) OF(n##2) OF(n##3) OF(n##4) OF(n##5) OF(n##6) OF(n##7)
-#define ALL(OF)                                                               \
-	EIGHT(OF, 00)                                                         \
-	EIGHT(OF, 01)                                                         \
-	EIGHT(OF, 02) EIGHT(OF, 03) EIGHT(OF, 04) EIGHT(OF, 05) EIGHT(OF, 06) \
-		EIGHT(OF, 07)
+#define ALL(OF)       \
+	EIGHT(OF, 00) \
+	EIGHT(OF, 01) \
+	EIGHT(OF, 02) \
+	EIGHT(OF, 03) EIGHT(OF, 04) EIGHT(OF, 05) EIGHT(OF, 06) EIGHT(OF, 07)
 #define NAME(n) detour_##n,
 
 ALL(DETOUR)

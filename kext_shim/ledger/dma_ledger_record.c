@@ -2,39 +2,81 @@
 #include <linux/dma-mapping.h>
 #include <linux/mm.h>
 #include <linux/preempt.h>
+#include <linux/moduleparam.h>
 #include <linux/sched.h>
+#include <linux/sched/clock.h>
 #include <linux/sched/task_stack.h>
-#include <linux/stacktrace.h>
 #include <linux/string.h>
-#include <linux/timekeeping.h>
+#include <linux/vmalloc.h>
+#include <asm/unwind.h>
 
 #include "dma_ledger_modules.h"
 #include "dma_ledger_record.h"
 #include "dma_ledger_ring.h"
 
-/* Frames of our own that lie above the caller's. */
-#define PROBE_FRAMES 6
+static unsigned int frames = 6;
+module_param(frames, uint, 0400);
+MODULE_PARM_DESC(frames, "of the caller's stack in a record, 1 to 10");
 
-static void record_stack(struct dma_ledger_record *record, unsigned long caller)
+/* Up to here a record is written always; behind it are as many as it says. */
+#define HEAD_WORDS (offsetof(struct dma_ledger_record, stack) / sizeof(u64))
+
+/* memset() and memcpy() are for more than a few words. */
+static void clear_head(struct dma_ledger_record *record)
 {
-	unsigned long entries[PROBE_FRAMES + DMA_LEDGER_FRAMES];
-	unsigned int count, first, i;
+	u64 *word = (u64 *)record;
+	unsigned int i;
 
-	count = stack_trace_save(entries, ARRAY_SIZE(entries), 0);
-	for (first = 0; first < count && entries[first] != caller; first++)
-		;
-	if (first == count) {
-		record->flags |= DMA_LEDGER_SHORT_STACK;
-		entries[0] = caller;
-		first = 0;
-		count = 1;
-	}
-	record->frames = min_t(unsigned int, count - first, DMA_LEDGER_FRAMES);
-	for (i = 0; i < record->frames; i++) {
-		record->stack[i] = entries[first + i];
+	for (i = 0; i < HEAD_WORDS; i++)
+		WRITE_ONCE(word[i], 0);
+}
+
+static void copy_record(struct dma_ledger_record *to,
+			const struct dma_ledger_record *from)
+{
+	const u64 *source = (const u64 *)from;
+	u64 *target = (u64 *)to;
+	unsigned int i;
+
+	for (i = 0; i < HEAD_WORDS + from->frames; i++)
+		WRITE_ONCE(target[i], source[i]);
+}
+
+/*
+ * From the function's first instruction on: what we ourselves have put on the
+ * stack is not walked.
+ */
+static void record_stack(struct dma_ledger_record *record, struct pt_regs *regs)
+{
+	struct unwind_state state;
+	unsigned long address;
+	u16 count = 0;
+
+	unwind_start(&state, current, regs, NULL);
+	for (; !unwind_done(&state) && count < frames;
+	     unwind_next_frame(&state)) {
+		address = unwind_get_return_address(&state);
+		if (!address)
+			break;
+		record->stack[count++] = address;
 		if (!record->module)
-			record->module = ledger_module_of(record->stack[i]);
+			record->module = ledger_module_of(address);
 	}
+	if (!count) {
+		record->flags |= DMA_LEDGER_SHORT_STACK;
+		address = *(unsigned long *)kernel_stack_pointer(regs);
+		record->stack[count++] = address;
+		record->module = ledger_module_of(address);
+	}
+	record->frames = count;
+}
+
+/**
+ * ledger_record_set_up - make of the parameters what can be used
+ */
+void ledger_record_set_up(void)
+{
+	frames = clamp_t(unsigned int, frames, 1, DMA_LEDGER_FRAMES);
 }
 
 /**
@@ -46,7 +88,7 @@ static void record_stack(struct dma_ledger_record *record, unsigned long caller)
 void ledger_record_begin(struct dma_ledger_record *record, u16 kind,
 			 struct pt_regs *regs)
 {
-	memset(record, 0, sizeof(*record));
+	clear_head(record);
 	record->kind = kind;
 	record->direction = DMA_LEDGER_NO_FIELD;
 	record->cpu = raw_smp_processor_id();
@@ -57,7 +99,7 @@ void ledger_record_begin(struct dma_ledger_record *record, u16 kind,
 		record->flags |= DMA_LEDGER_IRQS_OFF;
 	if (record->preempt)
 		record->flags |= DMA_LEDGER_ATOMIC;
-	record_stack(record, *(unsigned long *)kernel_stack_pointer(regs));
+	record_stack(record, regs);
 }
 
 /**
@@ -85,11 +127,25 @@ void ledger_record_device(struct dma_ledger_record *record,
 			sizeof(record->subsystem));
 }
 
-static bool on_stack(unsigned long address)
+static bool is_on_stack(unsigned long address)
 {
 	unsigned long stack = (unsigned long)task_stack_page(current);
 
 	return address >= stack && address < stack + THREAD_SIZE;
+}
+
+/* A stack lies in vmalloc() space, and its pages in the direct map as well. */
+static bool is_page_of_stack(u64 physical)
+{
+	const struct vm_struct *area = task_stack_vm_area(current);
+	unsigned int i;
+
+	if (!area || !area->pages)
+		return false;
+	for (i = 0; i < THREAD_SIZE / PAGE_SIZE; i++)
+		if (page_to_pfn(area->pages[i]) == PHYS_PFN(physical))
+			return true;
+	return false;
 }
 
 static u64 physical_of(const void *address)
@@ -116,7 +172,31 @@ void ledger_record_virtual(struct dma_ledger_record *record,
 		record->flags |= DMA_LEDGER_VMALLOC;
 	else if (!virt_addr_valid(address))
 		record->flags |= DMA_LEDGER_NO_RAM;
-	if (on_stack((unsigned long)address))
+	if (is_on_stack((unsigned long)address))
+		record->flags |= DMA_LEDGER_STACK;
+}
+
+/**
+ * ledger_record_look - write down what is wrong with a physical address
+ * @record: its flags are filled in
+ * @physical: of a page that is mapped
+ *
+ * virt_to_page() of an address outside the direct map is a page that does not
+ * exist; __va() of it is that address again, or it is no memory's.
+ */
+void ledger_record_look(struct dma_ledger_record *record, u64 physical)
+{
+	unsigned long address = (unsigned long)__va(physical);
+
+	if (pfn_valid(PHYS_PFN(physical))) {
+		if (is_page_of_stack(physical))
+			record->flags |= DMA_LEDGER_STACK;
+		return;
+	}
+	record->flags |= DMA_LEDGER_NO_RAM;
+	if (is_vmalloc_addr((void *)address))
+		record->flags |= DMA_LEDGER_VMALLOC;
+	if (is_on_stack(address))
 		record->flags |= DMA_LEDGER_STACK;
 }
 
@@ -124,27 +204,21 @@ void ledger_record_virtual(struct dma_ledger_record *record,
  * ledger_record_physical - write down what a page stands for
  * @record: to be filled in
  * @physical: of the first byte
- *
- * virt_to_page() of an address outside the direct map is a page that does not
- * exist; __va() of it is that address again, or it is no memory's.
  */
 void ledger_record_physical(struct dma_ledger_record *record, u64 physical)
 {
 	record->physical = physical;
 	record->virtual_address = (unsigned long)__va(physical);
-	if (!pfn_valid(PHYS_PFN(physical)))
-		record->flags |= DMA_LEDGER_NO_RAM;
-	if (on_stack(record->virtual_address))
-		record->flags |= DMA_LEDGER_STACK;
+	ledger_record_look(record, physical);
 }
 
 static void put(struct dma_ledger_record *record, u64 number)
 {
 	struct dma_ledger_record *slot = ledger_ring_slot(number);
 
-	record->time = ktime_get_mono_fast_ns();
+	record->time = local_clock();
 	/* Sequence 0, no record's, until it is committed. */
-	*slot = *record;
+	copy_record(slot, record);
 	ledger_ring_commit(slot, number);
 }
 

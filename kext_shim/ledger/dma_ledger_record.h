@@ -23,6 +23,7 @@ typedef void ledger_enter_fn(struct ledger_call *call, struct pt_regs *regs);
 /* ... what its result tells, and write it down. */
 typedef void ledger_leave_fn(struct ledger_call *call, unsigned long result);
 
+void ledger_record_set_up(void);
 void ledger_record_begin(struct dma_ledger_record *record, u16 kind,
 			 struct pt_regs *regs);
 void ledger_record_device(struct dma_ledger_record *record,
@@ -30,6 +31,7 @@ void ledger_record_device(struct dma_ledger_record *record,
 void ledger_record_virtual(struct dma_ledger_record *record,
 			   const void *address);
 void ledger_record_physical(struct dma_ledger_record *record, u64 physical);
+void ledger_record_look(struct dma_ledger_record *record, u64 physical);
 void ledger_record_write(struct dma_ledger_record *record);
 void ledger_record_write_runs(struct dma_ledger_record *record);
 void ledger_record_write_list(struct dma_ledger_record *record,

@@ -26,6 +26,7 @@ GALLERY = Path(__file__).with_name("gallery")
 NEEDS = {
     "edu": "QEMU's teaching device",
     "narrow": "the device drives 24 address lines",
+    "high": "there is RAM above 4 GiB",
     "iommu": "the device is behind a DMA remapping unit",
     "mmap": "somebody has to map its device node",
     "refusal": "its probe fails, and that is the point",
@@ -68,7 +69,7 @@ class Driver:
     @property
     def machine(self) -> str:
         """Which of `test_gallery`'s machines it runs in."""
-        return next((word for word in ("iommu", "narrow") if word in self.needs), "plain")
+        return next((word for word in ("iommu", "narrow", "high") if word in self.needs), "plain")
 
 
 def drivers() -> tuple[Driver, ...]:

@@ -34,6 +34,7 @@ from harness.vm import SnapshotStore
 KERNELS = ("debian-6.1-cloud", "debian-6.12-cloud")
 MACHINES = {
     "plain": GuestOptions(),
+    "high": GuestOptions(memory_mib=3072),  # q35 has 2 GiB of them below 4 GiB
     "narrow": GuestOptions(devices=("edu,dma_mask=0xffffff",)),
     "iommu": GuestOptions(
         devices=("intel-iommu,intremap=off", "edu,dma_mask=0xffffffffffffffff"),

@@ -87,7 +87,7 @@ def test_an_exercise_out_of_a_file(audit, what):
     with audit.module("ends", exercise=what) as run:
         pass
     assert told(run.findings) == [MISTAKE, KICK]
-    assert run.result().exercised.startswith(str(HERE / what))
+    assert what in run.result().exercised
 
 
 def test_an_exercise_that_fails_keeps_what_was_found(audit, tmp_path):

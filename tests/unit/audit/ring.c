@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 /* Calls of every kind, to be found again by their return addresses. */
-#include "ring.h"
+#include "include/kernel.h"
 
-void *dma_alloc_attrs(long device, long size);
 void dma_free_attrs(long device);
 void stay(void *what);
 
@@ -60,6 +59,33 @@ int remove(long device)
 {
 	dma_free_attrs(device); /* HERE: plain */
 	return 0;
+}
+
+/* In a section of its own, so that a linker has to say where it is. */
+__attribute__((noinline, section(".text.other"), aligned(64))) void *
+elsewhere(long device)
+{
+	stay(0);
+	return dma_alloc_attrs(device, 7); /* HERE: elsewhere */
+}
+
+void call_elsewhere(long device)
+{
+	stay(elsewhere(device));
+}
+
+int from_stack(void)
+{
+	char request[64];
+
+	stay(request);
+	return dma_map_single_attrs(request) + 1; /* HERE: stack */
+}
+
+int from_vmalloc(void *area)
+{
+	stay(area);
+	return dma_map_single_attrs(area) + 1; /* HERE: vmalloc */
 }
 
 __attribute__((section(".init.text"))) int init_module(void)

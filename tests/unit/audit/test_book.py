@@ -101,6 +101,12 @@ WRONG = {
         listed(Kind.UNMAP_SG, bus=0xFFF0),
     ],
     "above-mask/written": [alloc(), free(mask=M32, coherent_mask=0xFFFF)],
+    "above-mask/written before a pool was made": [
+        alloc(name="one"),
+        pooled(name="blocks", mask=M32, coherent_mask=0xFFFF),
+        block(0, Kind.POOL_DESTROY),
+        free(name="one", mask=M32, coherent_mask=0xFFFF),
+    ],
     "above-mask/written, streaming": [mapped(), unmapped(mask=0xFFFF)],
     "above-mask/written, pages": [
         alloc(),
@@ -140,6 +146,17 @@ WRONG = {
     "type-not-restored": [
         alloc(size=2 * PAGE),
         typed(Kind.MEMORY_WC, physical=BUS + PAGE),
+        free(size=2 * PAGE),
+    ],
+    "type-not-restored/once for a buffer": [
+        alloc(size=2 * PAGE),
+        typed(Kind.MEMORY_WC, pages=2),
+        free(size=2 * PAGE),
+    ],
+    "type-not-restored/half": [
+        alloc(size=2 * PAGE),
+        typed(Kind.MEMORY_WC, pages=2),
+        typed(Kind.MEMORY_WB),
         free(size=2 * PAGE),
     ],
     "type-not-restored/array": [
@@ -227,6 +244,12 @@ WRONG = {
         typed(Kind.MEMORY_WC),
         typed(Kind.MEMORY_WB),
     ],
+    "set-memory-on-vmalloc/its pages are anywhere": [
+        alloc(bus=BUS + PAGE),
+        typed(Kind.MEMORY_WC, pages=2, flags=Flag.VMALLOC),
+        free(bus=BUS + PAGE),
+        typed(Kind.MEMORY_WB, pages=2, flags=Flag.VMALLOC),
+    ],
     "set-memory-on-vmalloc": [
         typed(Kind.MEMORY_WC, flags=Flag.VMALLOC),
         typed(Kind.MEMORY_WB, flags=Flag.VMALLOC),
@@ -261,10 +284,18 @@ RIGHT = {
         free(),
     ],
     "a type refused, and the probe failed": [
+        typed(Kind.MEMORY_UC),
+        typed(Kind.MEMORY_WC, **REFUSED),
+        bound(error=-5),
+        typed(Kind.MEMORY_WB),
+    ],
+    "a type refused the owner before": [
         alloc(),
         typed(Kind.MEMORY_WC, **REFUSED),
         free(),
-        bound(error=-5),
+        alloc(),
+        bound(),
+        free(),
     ],
     "a type refused another": [alloc(), typed(Kind.MEMORY_WC, error=-16, module="other"), bound(), free()],
     "user space sees what there is": [
@@ -295,6 +326,14 @@ RIGHT = {
     ],
     "refused, and not for this": [mask(Kind.SET_MASK, M32, 0xFFFF, error=-5), alloc(), free()],
     "widened": [alloc(), mask(Kind.SET_COHERENT_MASK, M32, NOWHERE), free(coherent_mask=NOWHERE, mask=M32)],
+    "another device's mask": [alloc(device=OTHER), mask(Kind.SET_COHERENT_MASK, M32, 1), free(device=OTHER)],
+    "another device's mask, written": [
+        alloc(bus=4 * BUS, device=OTHER),
+        alloc(),
+        free(mask=M32, coherent_mask=2 * BUS - 1),
+        free(bus=4 * BUS, device=OTHER),
+    ],
+    "a type refused of freed pages": [typed(Kind.MEMORY_WC, **REFUSED), bound()],
     "a device at another's address": [
         alloc(name="one", bus=4 * BUS),
         alloc(name="two", coherent_mask=2 * BUS - 1),
@@ -387,7 +426,7 @@ def test_a_device_that_drives_less_than_its_driver_says():
     assert (violation.rule, violation.event.number, violation.entry.made.number) == ("above-mask", 0, 1)
     (violation,) = replayed([made], reach={"narrow": 0xFFFFFF}).violations
     assert violation.event is violation.entry.made
-    assert replayed([said, made], reach={"narrow": (1 << 25) - 1}).violations == []
+    assert replayed([said, made], reach={"narrow": (1 << 24) + PAGE - 1}).violations == []
     assert replayed([said, made], reach={"another": 0xFFFFFF}).violations == []
 
 

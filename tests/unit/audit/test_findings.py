@@ -61,6 +61,25 @@ def test_what_is_left_is_found_where_it_was_made():
     assert one.number == 2  # the leak shows when the module goes
 
 
+def test_what_is_missing_its_end_is_found_where_it_was_made():
+    rows = [coming(), call(Kind.POOL_CREATE, 0x100, owner=7), call(Kind.POOL_ALLOC, 0x200, owner=7)]
+    (one,) = found(*rows, call(Kind.POOL_DESTROY, 0x300, owner=7))
+    assert (one.rule.id, str(one.site)) == ("pool-leak", place(0x200))
+
+
+def test_what_is_wrong_from_its_making_was_made_there():
+    (one,) = found(coming(), alloc(bus=1 << 40, mask=1, coherent_mask=1))
+    assert (one.rule.id, str(one.site), one.made) == ("above-mask", place(0x100), None)
+
+
+def test_in_whatever_order_they_are_told_the_first_comes_first():
+    events = [Event(number, **alloc(0x100 * number)) for number in (1, 2, 3)]
+    told = [Violation("misaligned", event, Entry(event), "x") for event in reversed(events)]
+    sites = Sites({}.get)
+    sites.follow([Event(0, **coming())])
+    assert [one.number for one in findings(told, sites)] == [1, 2, 3]
+
+
 def test_what_had_ended_before_is_said():
     mapped = {"size": 64, "bus": BUS}
     (one,) = found(
@@ -116,6 +135,13 @@ def test_only_what_is_asked_for(chosen, seen):
     rows = [coming(), coming("other", TEXT + 0x10_0000), alloc(), free(size=1)]
     rows += [alloc(0x10_0000, **OTHER), free(0x10_0000, size=1, **OTHER)]
     assert [one.driver for one in found(*rows, **chosen)] == seen
+
+
+def test_a_device_with_a_name_too_long_for_a_record_is_asked_for_in_full():
+    long = "a-device-of-a-very-long-name.0"
+    rows = [coming(), alloc(name=long[:19]), free(size=1, name=long[:19])]
+    assert len(found(*rows, modules=["nobody"], devices=[long])) == 1
+    assert found(*rows, modules=["nobody"], devices=["a-device"]) == []
 
 
 def test_a_driver_that_is_built_in_is_asked_for_by_its_name():

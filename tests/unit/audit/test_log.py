@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
 """What the kernel's log says about a driver, in words that kernels have really said."""
 
+from pathlib import Path
+
 import pytest
 
-from harness.audit import Book, Direction, Event, Kind, Sites, read_log
+from harness.audit import Book, Direction, Event, Kind, Sites, findings, read_log
+from harness.audit.code import ModuleCode
 from harness.audit.log import faults
 
 TO, FROM, BOTH = Direction.TO_DEVICE, Direction.FROM_DEVICE, Direction.BIDIRECTIONAL
@@ -62,6 +65,25 @@ def test_a_refused_mapping():
 
 
 @pytest.mark.parametrize(
+    ("function", "rule"), [("from_stack", "dma-from-stack"), ("from_vmalloc", "dma-from-vmalloc")]
+)
+def test_the_debug_information_knows_a_stack(ring, function, rule):
+    code = ModuleCode.read(ring)
+    text, at = code.text, 0
+    start = int(text.functions.addresses[text.functions.names.index(function)])
+    at = next(at for at in range(start + 5, len(text.image)) if text.called(at) == "warn") - 5
+    frame = code.frame(at, exact=True)
+    said = REFUSED.replace("ask+0x138/0x160", f"{function}+{frame.offset:#x}/{frame.size:#x}")
+    sites = Sites({"ring": ring}.get)
+    (one,) = read_log(said, Book(), sites)
+    assert one.rule == rule
+    (found,) = findings([one], sites)
+    mark = f"/* HERE: {function.removeprefix('from_')} */"
+    source = (Path(__file__).with_name("ring.c")).read_text().splitlines()
+    assert mark in source[found.site.line - 1]
+
+
+@pytest.mark.parametrize(
     "text",
     ["", "a line\n", REFUSED.replace("rejecting DMA map of", "something else about"), "[DMA Read] of a book"],
 )
@@ -117,6 +139,11 @@ def test_the_last_that_was_there_is_meant():
     assert (one.rule, one.event.number) == ("wrong-iommu-permission", 2)
 
 
+def test_the_logs_clock_is_a_little_behind():
+    rows = [mapped(FROM), unmapped(FROM), mapped(TO, time=3_060_000_000)]
+    assert told(DMAR.format("Write", BUS), *rows).rule == "wrong-iommu-permission"
+
+
 def test_a_physical_address():
     one = told(DMAR.format("Read", PHYSICAL), (Kind.ALLOC, {"coherent_mask": (1 << 64) - 1}))
     assert (one.rule, one.event.number) == ("virt-to-phys-as-bus", 0)
@@ -134,4 +161,4 @@ def test_an_overrun_is_the_nearest_mappings():
 def test_an_address_that_is_nobodys(rows):
     one = told(DMAR.format("Read", BUS), *rows)
     assert (one.rule, one.entry) == ("unreachable-bus-address", None)
-    assert (one.event.number, one.event.name) == (-1, "00:02.0")
+    assert (one.event.number, one.event.name) == (-1, "0000:00:02.0")

@@ -10,6 +10,7 @@ import pytest
 from harness.audit import Event, Kind, Site, Sites
 from harness.audit.calls import FUNCTIONS
 from harness.audit.code import ModuleCode
+from harness.audit.texts import Sources
 from harness.errors import BadInput
 from harness.forensics import Frame
 
@@ -24,7 +25,7 @@ TEXT, INIT, KERNEL = 0xFFFF_FFFF_C010_0000, 0xFFFF_FFFF_C020_0000, 0xFFFF_FFFF_8
 NAMED = {
     KERNEL + number * 0x100: name
     for number, name in enumerate(
-        ("release_nodes", "devm_action_release", "really_probe", "dma_pool_alloc", "nvme_probe")
+        ("release_nodes", "handle_softirqs.isra.0", "really_probe", "dma_pool_alloc", "nvme_probe")
     )
 }
 AT = {name: address for address, name in NAMED.items()}
@@ -34,24 +35,6 @@ class Kernel:
     def frame(self, address, *, exact):
         assert not exact
         return Frame(NAMED.get(address, "somewhere"), 16, 256)
-
-
-def compiled(folder, *flags):
-    built = folder / "ring.ko"
-    include = "-I" + str(HERE)
-    argv = ["gcc", "-O2", "-fno-pic", "-fcf-protection=none", *flags, include, "-c", "-o", str(built)]
-    subprocess.run([*argv, str(HERE / "ring.c")], check=True, timeout=60)
-    return built
-
-
-@pytest.fixture(scope="session")
-def ring(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("ring"), "-g")
-
-
-@pytest.fixture(scope="session")
-def bare(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("bare"))
 
 
 def coming(name="ring", base=TEXT, number=0, **fields):
@@ -103,6 +86,15 @@ def test_a_call_that_was_inlined(ring):
     assert site.stack[0].endswith(f"ring.c:{MARKS['inlined']} start < ring.c:{MARKS['header'] - 1} probe")
 
 
+def test_a_line_of_a_kernels_header_is_not_the_drivers(ring):
+    first = after(ring, "probe", "dma_alloc_attrs")
+    text = ModuleCode.read(ring).text
+    second = next(at for at in range(first - TEXT + 1, 4096) if text.called(at) == "dma_alloc_attrs")
+    site = sites_of(ring).of(alloc(TEXT + second))
+    assert (site.file, site.line, site.inlined) == ("ring.c", MARKS["header"], "")
+    assert "include/kernel.h" in site.stack[0]
+
+
 def test_the_line_of_a_source_is_shown(ring):
     sites = sites_of(ring, sources={"ring": HERE})
     site = sites.of(alloc(after(ring, "probe", "dma_alloc_attrs")))
@@ -136,6 +128,13 @@ def test_the_callers_line_is_not_taken_for_that_of_a_jump(ring, bare):
     assert (same.function, same.offset, same.line) == ("last", site.offset, 0)
 
 
+def test_a_jump_in_another_section(ring):
+    """Sections lie where the kernel puts them, and calls between them are filled in by a linker."""
+    assert start_of(ring, "elsewhere") % 64 == 0
+    site = sites_of(ring).of(alloc(after(ring, "call_elsewhere", start_of(ring, "elsewhere"))))
+    assert (site.function, site.line) == ("elsewhere", MARKS["elsewhere"])
+
+
 def test_of_two_jumps_both_are_said(ring):
     site = sites_of(ring).of(alloc(after(ring, "twice", start_of(ring, "either"))))
     assert (site.module, site.function, site.line) == ("ring", "either", 0)
@@ -152,6 +151,9 @@ def test_who_was_called_by_a_register_is_anybody(ring):
     site = sites_of(ring).of(alloc(TEXT + after))
     assert (site.module, site.function, site.line) == ("ring", "", 0)
     assert len(site.perhaps) == 3
+    # A helper between them has a frame of its own: it was called here, and nothing has jumped.
+    site = sites_of(ring).of(alloc(AT["dma_pool_alloc"], TEXT + after))
+    assert (site.function, site.file) == ("by_register", "ring.c")
 
 
 def test_a_callback_that_ended_in_the_call_is_on_no_stack(ring):
@@ -165,9 +167,9 @@ def test_a_callback_that_ended_in_the_call_is_on_no_stack(ring):
 
 def test_who_lets_the_kernel_in_has_not_made_the_call(ring):
     beyond = after(ring, "remove", "dma_free_attrs")
-    stack = (AT["release_nodes"], beyond)
-    site = sites_of(ring).of(alloc(*stack, kind=Kind.FREE))
-    assert (site.module, site.line) == ("ring", 0)
+    for door in ("release_nodes", "handle_softirqs.isra.0"):
+        site = sites_of(ring).of(alloc(AT[door], beyond, kind=Kind.FREE))
+        assert (site.module, site.line) == ("ring", 0)
 
 
 def test_a_helper_of_the_kernel_is_looked_through(ring):
@@ -236,6 +238,7 @@ def test_a_library_works_for_the_devices_driver(stacked):
 def test_the_user_of_a_library_is_not_the_driver_of_the_bus(stacked):
     assert stacked.of(alloc(LIBRARY + 1, USER + 3, driver="driver")).module == "user"
     assert stacked.of(alloc(USER + 3, driver="driver")).module == "user"
+    assert stacked.of(alloc(USER + 3, driver="driver"), ["driver"]).module == "driver"
 
 
 def test_an_address_is_of_the_module_of_its_time():
@@ -248,6 +251,17 @@ def test_an_address_is_of_the_module_of_its_time():
     seen = [sites.of(Event(number, Kind.ALLOC, stack=(TEXT + 8,))).module for number in (1, 5)]
     assert seen == ["first", "second"]
     assert sites.of(Event(6, Kind.ALLOC, stack=(TEXT + 0x1001,))).module == ""
+
+
+def test_a_call_at_the_end_of_a_module_is_its_own():
+    sites = sites_of(None, coming("first"), coming("second", TEXT + 0x1000, 1))
+    assert sites.of(alloc(TEXT + 0x1000)).module == "first"
+
+
+def test_a_call_at_the_end_of_a_function_is_its_own(ring):
+    code, start = ModuleCode.read(ring), start_of(ring, "before")
+    assert code.frame(start).symbol != "before"
+    assert code.frame(start, exact=True).place.startswith("before+0x0/")
 
 
 def test_what_is_dropped_after_init_has_a_name(ring):
@@ -285,6 +299,17 @@ def test_a_hundred_thousand_events_have_few_stacks(ring, monkeypatch):
     events = (Event(number, Kind.ALLOC, stack=(address, AT["really_probe"])) for number in range(9, 100_009))
     assert {sites.of(event).line for event in events} == {MARKS["inlined"]}
     assert len(searched) == 1
+
+
+def test_of_two_files_with_one_name_no_line_is_shown(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "ring.c").write_text("one\ntwo\n")
+    sources = Sources({"ring": tmp_path})
+    assert sources.line("ring", "ring.c", 2) == ""
+    assert sources.line("ring", "b/ring.c", 2) == "two"
+    assert sources.line("ring", "b/ring.c", 3) == sources.line("ring", "b/ring.c", 0) == ""
+    assert sources.line("other", "b/ring.c", 2) == sources.line("ring", "c.c", 1) == ""
 
 
 def test_sites_are_the_same_when_their_places_are():

@@ -26,6 +26,8 @@ ROOT, CONTEXT, DIRECTORY, PASIDS, TABLES = (page * PAGE for page in (1, 2, 3, 4,
 SCALABLE = 1 << 10
 BUS, DEVFN = 0, 3 << 3
 NUMBER = 7
+PASID = 64 + 40  # neither in the first table nor in the first half of its own
+ENTRY = PASIDS + 40 * 64
 
 
 class Unit:
@@ -44,15 +46,15 @@ class Unit:
             self.ram.put_u64(CONTEXT + 16 * DEVFN + 8, NUMBER << 8 | levels - 2)
 
     def _scalable(self, through):
-        pasid = 65  # not in the first table
+        pasid = PASID
         self.ram.put_u64(CONTEXT + 32 * DEVFN, DIRECTORY | 1)
         self.ram.put_u64(CONTEXT + 32 * DEVFN + 8, pasid)
         self.ram.put_u64(DIRECTORY + 8, PASIDS | 1)
         kind = 4 if through else 1 if self.first else 2
         width = 0 if self.first else self.levels - 2
-        self.ram.put_u64(PASIDS + 64, (0 if self.first else TABLES) | kind << 6 | width << 2 | 1)
-        self.ram.put_u64(PASIDS + 64 + 8, NUMBER)
-        self.ram.put_u64(PASIDS + 64 + 16, TABLES | (self.levels - 4) << 2 if self.first else 0)
+        self.ram.put_u64(ENTRY, (0 if self.first else TABLES) | kind << 6 | width << 2 | 1)
+        self.ram.put_u64(ENTRY + 8, NUMBER)
+        self.ram.put_u64(ENTRY + 16, TABLES | (self.levels - 4) << 2 if self.first else 0)
 
     def slot(self, address, level):
         table = TABLES
@@ -146,6 +148,8 @@ def test_large_entries(unit, level):
     unit.map(size, 2 * size, READ, level)
     reach = unit.reach(size, 2 * size - 1, 2 * size)
     assert reach.physical.tolist() == [2 * size, 3 * size - 1, NOWHERE]
+    unit.map(size, 2 * size | 1 << 12, READ, level)  # a flag there, as the processor's PAT bit
+    assert unit.reach(size, size + PAGE).physical.tolist() == [2 * size, 2 * size + PAGE]
 
 
 def test_a_table_outside_ram_is_not_present(unit):
@@ -169,12 +173,12 @@ def test_a_reserved_width_is_no_domain(synthetic):
 
 def test_nested_translation_is_not_guessed_at(synthetic):
     unit = Unit(synthetic, scalable=True)
-    unit.ram.put_u64(PASIDS + 64, TABLES | 3 << 6 | 1)
+    unit.ram.put_u64(ENTRY, TABLES | 3 << 6 | 1)
     with pytest.raises(OracleError, match="type 3"):
         unit.remapping.domain(BUS, DEVFN)
 
 
-@pytest.mark.parametrize("at", [CONTEXT + 32 * DEVFN, DIRECTORY + 8, PASIDS + 64])
+@pytest.mark.parametrize("at", [CONTEXT + 32 * DEVFN, DIRECTORY + 8, ENTRY])
 def test_scalable_mode_needs_every_entry_to_be_present(synthetic, at):
     unit = Unit(synthetic, scalable=True)
     unit.ram.put_u64(at, unit.ram.u64(at) & ~1)
