@@ -94,6 +94,7 @@ class AuditRun:
         self._params = params
         self._drivers: set[tuple[str, str]] = set()
         self._stack = ExitStack()
+        self._side = ExitStack()  # what reads beside the guest's work
         self._live = False
         self._final: AuditResult | None = None
 
@@ -119,7 +120,8 @@ class AuditRun:
         try:
             self._ledger = self._stack.enter_context(Ledger(self.guest, self.ledger, RECORDS))
             self.armed = self._ledger.info()["armed"]
-            self._follower = self._stack.enter_context(Follower(self._ledger, self._take))
+            self._side.enter_context(self._ledger.keep_up())
+            self._follower = self._side.enter_context(Follower(self._ledger, self._take))
             self.observed.begin()
             self._live = True
             for module in self.subject.needs:
@@ -305,7 +307,8 @@ class AuditRun:
             with contextlib.suppress(HarnessError, OSError, ValueError):
                 self.lost = self._ledger.lost
             self.observed.end()
-            self._follower.stop()
+        with contextlib.suppress(HarnessError):  # what was wrong has been raised by the last look
+            self._side.close()
         self.seconds = time.monotonic() - self._began
         self._live = False
         try:
