@@ -220,7 +220,14 @@ WRONG = {
     "dma-from-vmalloc": [mapped(flags=Flag.NO_RAM), unmapped()],
     "double-unmap": [mapped(), unmapped(), unmapped()],
     "unmap-address": [unmapped()],
+    "unmap-address/of another kind": [mapped(), (Kind.UNMAP_RESOURCE, unmapped()[1]), unmapped()],
     "unmap-size": [mapped(), unmapped(size=99)],
+    "unmap-size/of the last that was made": [
+        mapped(),
+        mapped(size=50),
+        unmapped(size=70),
+        unmapped(),
+    ],
     "unmap-size/list": [listed(), listed(Kind.UNMAP_SG, size=100)],
     "unmap-direction": [mapped(), unmapped(direction=FROM)],
     "sync-direction": [mapped(), synced(direction=FROM), unmapped()],
@@ -258,6 +265,7 @@ WRONG = {
 
 RIGHT = {
     "alloc and free": [alloc(), free()],
+    "free nothing": [free(virtual=0)],
     "at the mask": [alloc(bus=M32 + 1 - PAGE), free(bus=M32 + 1 - PAGE)],
     "failed": [alloc(error=-12), mapped(error=-5), module(GOING)],
     "atomic and said so": [alloc(flags=Flag.ATOMIC), free(flags=Flag.ATOMIC)],
@@ -306,6 +314,7 @@ RIGHT = {
         user(error=-12),
         typed(Kind.MEMORY_WB),
     ],
+    "a small object": [mapped(direction=FROM, physical=BUS + 8), unmapped(direction=FROM)],
     "a structure inside": [mapped(physical=BUS + 4), unmapped()],
     "across a boundary, coherent": [alloc(boundary=0xFFF, size=2 * PAGE), free(size=2 * PAGE)],
     "up to a boundary": [mapped(bus=0xFF9C, boundary=0xFFFF), unmapped(bus=0xFF9C)],
@@ -439,6 +448,15 @@ def test_a_block_is_as_large_as_its_pool_says():
     book = replayed([pooled(), alloc(name="0000:00:05.0"), block(BUS + 128)])
     (entry,) = book.blocks
     assert (entry.made.size, entry.made.device, entry.made.name) == (128, DEV, "0000:00:05.0")
+
+
+def test_pages_that_were_left_are_known_until_they_change_again():
+    wrong = WRONG["type-not-restored/once for a buffer"]
+    frames = {BUS // PAGE, BUS // PAGE + 1}
+    book = replayed(wrong)
+    assert (set(book.left), {call.number for call in book.left.values()}, book.types) == (frames, {1}, {})
+    book = replayed([*wrong, typed(Kind.MEMORY_UC), typed(Kind.MEMORY_WB, physical=BUS + PAGE)])
+    assert (set(book.left), set(book.types)) == (set(), {BUS // PAGE})
 
 
 _CALLS = st.tuples(
