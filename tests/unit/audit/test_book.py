@@ -314,6 +314,10 @@ RIGHT = {
         user(error=-12),
         typed(Kind.MEMORY_WB),
     ],
+    "an entry of a list": [
+        listed(direction=FROM, physical=BUS + 4),
+        listed(Kind.UNMAP_SG, direction=FROM),
+    ],
     "a small object": [mapped(direction=FROM, physical=BUS + 8), unmapped(direction=FROM)],
     "a structure inside": [mapped(physical=BUS + 4), unmapped()],
     "across a boundary, coherent": [alloc(boundary=0xFFF, size=2 * PAGE), free(size=2 * PAGE)],
