@@ -75,7 +75,6 @@ class Book:
         blocks: blocks of pools that are alive, by pool.
         violations: what was wrong, in the order it was seen.
         types: pages with another type than write-back, by frame number, and the call that made them so.
-        left: those that were freed with another type: the same, until somebody changes them again.
         users: the last call that mapped something into user space at each address.
     """
 
@@ -87,13 +86,12 @@ class Book:
     blocks: Live = field(default_factory=Live)
     violations: list[Violation] = field(default_factory=list)
     types: dict[int, Event] = field(default_factory=dict)
-    left: dict[int, Event] = field(default_factory=dict)
     users: dict[int, Event] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Say who handles what."""
         masks = Masks(self._note, self.buffers, self.mappings, self.reach)
-        memory = MemoryTypes(self._note, self.buffers, self.types, self.left, self.users)
+        memory = MemoryTypes(self._note, self.buffers, self.types, self.users)
         pools = Pools(self._note, self.buffers, self.pools, self.blocks, whole=self.whole)
         streams = Streams(self._note, self.buffers, self.mappings, masks, whole=self.whole)
         leaks = Leaks(self._note, self.buffers, self.mappings, pools)

@@ -23,27 +23,18 @@ _CACHE_BITS: Final = 1 << 3 | 1 << 4 | 1 << 7
 class MemoryTypes:
     """Judges changes of memory types."""
 
-    def __init__(
-        self,
-        note: Note,
-        buffers: Live,
-        types: dict[int, Event],
-        left: dict[int, Event],
-        users: dict[int, Event],
-    ) -> None:
+    def __init__(self, note: Note, buffers: Live, types: dict[int, Event], users: dict[int, Event]) -> None:
         """Name what is judged.
 
         Args:
             note: writes violations down.
             buffers: that are alive.
             types: pages of another type than write-back, by frame; kept up to date here.
-            left: pages freed with another type, by frame; kept up to date here.
             users: calls that mapped into user space, by address there; kept up to date here.
         """
         self._note = note
         self._buffers = buffers
         self._types = types
-        self._left = left
         self._users = users
         self._refused: dict[int, Event] = {}
         self._accused: set[int] = set()
@@ -57,7 +48,6 @@ class MemoryTypes:
                 self._refused[frame] = event
                 continue
             self._refused.pop(frame, None)
-            self._left.pop(frame, None)
             if event.kind in _WRITE_BACK:
                 self._types.pop(frame, None)
             else:
@@ -125,10 +115,7 @@ class MemoryTypes:
         for frame in _frames_of(entry):
             self._refused.pop(frame, None)
             changed = self._types.pop(frame, None)
-            if changed is None:
-                continue
-            self._left[frame] = changed
-            if not told:
+            if changed is not None and not told:
                 told = True
                 how = f"page {frame * PAGE:#x} is freed as {changed.kind.name.rpartition('_')[2]}"
                 self._note("type-not-restored", event, entry, how)

@@ -145,7 +145,7 @@ def _left(view: View, book: Book, before: frozenset[int], module: str) -> Iterat
     unseen = Event(number=-1, kind=Kind.NOTHING, module=module, driver=module)
     by_call: dict[int, tuple[Event, list[int]]] = {}
     for frame in sorted(_odd_frames(view) - before - owned - told):
-        call = book.types.get(frame) or book.left.get(frame, unseen)
+        call = book.types.get(frame, unseen)
         by_call.setdefault(call.number, (call, []))[1].append(frame)
     for call, frames in by_call.values():
         leaves = view.aliases([PhysRange(frames[0] * PAGE, PAGE)])

@@ -93,7 +93,7 @@ class Types:
         return np.asarray(np.searchsorted(changed, end) > np.searchsorted(changed, first))
 
     def _seen(self, survey: Survey, row: int, page: _Page) -> _Seen:
-        call = self._book.types.get(page.frame) or self._book.left.get(page.frame)
+        call = self._book.types.get(page.frame)
         asked = _WB if call is None else self._asked(call)
         return _Seen(page.frame, _folded(survey.pat_types(row)), asked, call)
 

@@ -454,15 +454,6 @@ def test_a_block_is_as_large_as_its_pool_says():
     assert (entry.made.size, entry.made.device, entry.made.name) == (128, DEV, "0000:00:05.0")
 
 
-def test_pages_that_were_left_are_known_until_they_change_again():
-    wrong = WRONG["type-not-restored/once for a buffer"]
-    frames = {BUS // PAGE, BUS // PAGE + 1}
-    book = replayed(wrong)
-    assert (set(book.left), {call.number for call in book.left.values()}, book.types) == (frames, {1}, {})
-    book = replayed([*wrong, typed(Kind.MEMORY_UC), typed(Kind.MEMORY_WB, physical=BUS + PAGE)])
-    assert (set(book.left), set(book.types)) == (set(), {BUS // PAGE})
-
-
 _CALLS = st.tuples(
     st.sampled_from(["map", "unmap", "sync"]),
     st.sampled_from([DEV, OTHER]),
