@@ -212,6 +212,13 @@ WRONG = {
         module(GOING),
     ],
     "sync-range": [mapped(), synced(bus=BUS + 50, size=51), unmapped()],
+    "sync-range/of the right one": [
+        mapped(size=50, direction=FROM),
+        mapped(),
+        synced(direction=FROM),
+        unmapped(size=50, direction=FROM),
+        unmapped(),
+    ],
     "sync-range/list": [listed(), synced(size=301, kind=Kind.SYNC_SG_FOR_CPU), listed(Kind.UNMAP_SG)],
     "leak-on-remove": [module(COMING), module(COMING, True), module(GOING, True), alloc(), module(GOING)],
     "leak-on-error": [module(COMING), module(COMING, True), alloc(), module(GOING), module(GOING, True)],
@@ -430,6 +437,14 @@ def test_the_call_that_is_to_blame(name, number):
 def test_what_was_used_unchecked_is_known():
     (violation,) = replayed(WRONG["unchecked-mapping-error"]).violations
     assert violation.entry.made.number == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["double-unmap", "use-after-unmap", "pool-double-free", "free-address/twice"]
+)
+def test_what_had_ended_before_is_known_whenever_the_ledger_came(name):
+    (violation,) = replayed(WRONG[name], whole=False).violations
+    assert violation.entry.ended.number < violation.event.number
 
 
 def test_a_device_that_drives_less_than_its_driver_says():
