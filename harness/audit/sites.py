@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from harness.audit.calls import DOORS, FUNCTIONS, HELPERS
 from harness.audit.code import CodeText, ModuleCode
 from harness.audit.events import Event, Kind
+from harness.audit.ledger import NAME as LEDGER
 from harness.audit.texts import Sources
 from harness.errors import BadInput
 from harness.forensics import Frame, SourceLine, Symbols
@@ -218,6 +219,7 @@ class Sites:
         site = self._found.get(key)
         if site is None:
             steps = [self._step(address, epoch) for address in event.stack]
+            steps = [step for step in steps if step.frame.module != LEDGER]  # its detours
             own = self._names.get(canonical(event.driver), "")
             site = self._found[key] = self._search(steps, own or event.module, event.kind.name, wanted)
         return site
@@ -232,6 +234,8 @@ class Sites:
         """
         steps = []
         for frame in frames:
+            if frame.module == LEDGER:
+                continue
             code = self.code(frame.module) if frame.module else None
             steps.append(_Step(frame, code.source(frame) if code is not None else ()))
         own = self._names.get(canonical(driver)[:DRIVER_BYTES], "")
