@@ -114,7 +114,9 @@ class Ledger:
         Raises:
             GuestOSError: it was not loaded then.
         """
+        self._starts = len(self._guest.starts)
         self._decoder = Decoder(self.layouts)
+        self._backlog, self._waiting = [], 0
         self._begin()
 
     def _begin(self) -> None:

@@ -146,7 +146,11 @@ class Types:
 
     def _buffer(self, entry: Entry, its: Sequence[_Seen]) -> Iterator[Violation]:
         # What was changed before this memory was handed out is somebody else's doing, and was told then.
-        mine = [one for one in its if one.call is None or one.call.number > entry.made.number]
+        mine = [
+            one
+            for one in its
+            if (one.frame not in self._left if one.call is None else one.call.number > entry.made.number)
+        ]
         single = [one for one in mine if len(one.types) == 1]
         kinds = {one.types for one in single}
         last = max((one.call for one in mine if one.call), key=lambda call: call.number, default=None)
@@ -169,12 +173,11 @@ class Types:
     def _explained(self, one: _Seen, entry: Entry) -> bool:
         """Tell whether memory nobody is known to have changed has a window besides, as of ioremap_wt().
 
-        Of memory from before the ledger watched, nobody knows what was asked; and what its last owner has
-        left is told as that owner's doing.
+        Of memory from before the ledger watched, nobody knows what was asked.
         """
         if one.call is not None:
             return False
-        if not self._book.whole or one.frame in self._left:
+        if not self._book.whole:
             return True
         survey = self._view.survey_physical([one.frame * PAGE], PAGE)
         base, made = self._view.direct_map.base, entry.made

@@ -220,7 +220,14 @@ WRONG = {
     "dma-from-vmalloc": [mapped(flags=Flag.NO_RAM), unmapped()],
     "double-unmap": [mapped(), unmapped(), unmapped()],
     "unmap-address": [unmapped()],
+    "unmap-address/of another kind": [mapped(), (Kind.UNMAP_RESOURCE, unmapped()[1]), unmapped()],
     "unmap-size": [mapped(), unmapped(size=99)],
+    "unmap-size/of the last that was made": [
+        mapped(),
+        mapped(size=50),
+        unmapped(size=70),
+        unmapped(),
+    ],
     "unmap-size/list": [listed(), listed(Kind.UNMAP_SG, size=100)],
     "unmap-direction": [mapped(), unmapped(direction=FROM)],
     "sync-direction": [mapped(), synced(direction=FROM), unmapped()],
@@ -258,6 +265,7 @@ WRONG = {
 
 RIGHT = {
     "alloc and free": [alloc(), free()],
+    "free nothing": [free(virtual=0)],
     "at the mask": [alloc(bus=M32 + 1 - PAGE), free(bus=M32 + 1 - PAGE)],
     "failed": [alloc(error=-12), mapped(error=-5), module(GOING)],
     "atomic and said so": [alloc(flags=Flag.ATOMIC), free(flags=Flag.ATOMIC)],
@@ -306,6 +314,11 @@ RIGHT = {
         user(error=-12),
         typed(Kind.MEMORY_WB),
     ],
+    "an entry of a list": [
+        listed(direction=FROM, physical=BUS + 4),
+        listed(Kind.UNMAP_SG, direction=FROM),
+    ],
+    "a small object": [mapped(direction=FROM, physical=BUS + 8), unmapped(direction=FROM)],
     "a structure inside": [mapped(physical=BUS + 4), unmapped()],
     "across a boundary, coherent": [alloc(boundary=0xFFF, size=2 * PAGE), free(size=2 * PAGE)],
     "up to a boundary": [mapped(bus=0xFF9C, boundary=0xFFFF), unmapped(bus=0xFF9C)],
