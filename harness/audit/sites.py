@@ -136,6 +136,9 @@ class Sites:
 
     `follow` has to see every event of the ledger, so that an address is looked up among the modules of its
     time.  What was found out about a stack is kept.
+
+    A ledger that was told to write few frames (`Ledger`) may have cut a stack before the driver's: then the
+    device's driver is named, without a line.
     """
 
     def __init__(
@@ -198,8 +201,9 @@ class Sites:
                     self._sizes[event.module] = event.size
                 self._names[canonical(event.module)[:DRIVER_BYTES]] = event.module
             now.sort(key=lambda one: one.base)
-            self._since.append(event.number)
+            # In this order: `of` may be asked by another thread meanwhile.
             self._maps.append(([one.base for one in now], now))
+            self._since.append(event.number)
 
     def of(self, event: Event, modules: Collection[str] | None = None) -> Site:
         """Return where a call was made: the first frame of the driver's module.
