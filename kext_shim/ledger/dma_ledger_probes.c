@@ -189,17 +189,6 @@ static int arm(struct watch *watch)
 	return error;
 }
 
-static void disarm(struct watch *watch)
-{
-	if (!watch->armed)
-		return;
-	if (watch->leave)
-		unregister_kretprobe(&watch->probe);
-	else
-		unregister_kprobe(&watch->probe.kp);
-	watch->armed = false;
-}
-
 /**
  * ledger_probes_arm - watch the DMA API
  *
@@ -227,13 +216,28 @@ int ledger_probes_arm(void)
 	return 0;
 }
 
-/** ledger_probes_disarm - watch nothing; no probe runs when this returns */
+/**
+ * ledger_probes_disarm - watch nothing; no probe runs when this returns
+ *
+ * All at once: one probe after the other would wait for every CPU each time.
+ */
 void ledger_probes_disarm(void)
 {
-	unsigned int i;
+	static struct kretprobe *returns[ARRAY_SIZE(watches)];
+	static struct kprobe *calls[ARRAY_SIZE(watches)];
+	unsigned int i, return_count = 0, call_count = 0;
 
-	for (i = 0; i < ARRAY_SIZE(watches); i++)
-		disarm(&watches[i]);
+	for (i = 0; i < ARRAY_SIZE(watches); i++) {
+		if (!watches[i].armed)
+			continue;
+		if (watches[i].leave)
+			returns[return_count++] = &watches[i].probe;
+		else
+			calls[call_count++] = &watches[i].probe.kp;
+		watches[i].armed = false;
+	}
+	unregister_kretprobes(returns, return_count);
+	unregister_kprobes(calls, call_count);
 }
 
 /**
