@@ -220,7 +220,8 @@ def _compare(results: Sequence[AuditResult]) -> None:
     console = report_console()
     console.print()
     for result in results:
-        end = f"{len(result.findings)} findings"
+        count = len(result.findings)
+        end = f"{count} finding{'' if count == 1 else 's'}" if count else "no findings"
         if result.failure is not None:
             end += f", {result.failure.kind.word}"
         elif result.complaints and not result.findings:

@@ -20,6 +20,7 @@ from harness.audit.follow import Follower
 from harness.audit.ledger import Ledger
 from harness.audit.listing import Listing
 from harness.audit.live import Entry, Live
+from harness.audit.log import read_log
 from harness.audit.observer import Observations
 from harness.audit.result import AuditResult
 from harness.audit.sites import DRIVER_BYTES, Sites
@@ -45,11 +46,14 @@ class AuditRun:
     Attributes:
         guest: where it runs; nothing else does.
         subject: the driver.
+        ledger: the ledger's module.
         oracle: looks at the guest from outside.
         book: all buffers of the guest, the driver's and everybody's, as far as the ledger was read.
         devices: what the driver was seen to drive.
         exercised: what was done with it, for the report.
         failure: what ended the audit before its time.
+        loaded: modules that were loaded, in order.
+        unloaded: the driver is gone, and what that shows was seen.
     """
 
     def __init__(
@@ -84,8 +88,9 @@ class AuditRun:
         self.events = self.lost = self.missed = self.armed = 0
         self.seconds = 0.0
         self.loaded: list[str] = []
+        self.unloaded = False
         self.observed = Observations(guest, self.oracle)
-        self._build = ledger
+        self.ledger = ledger
         self._params = params
         self._drivers: set[tuple[str, str]] = set()
         self._stack = ExitStack()
@@ -108,10 +113,11 @@ class AuditRun:
                 hint="an audit begins with a guest that does not need this module to be reached",
             )
         files = {one.name: one.debug or one.ko for one in self.subject.modules}
-        self.sites = Sites.of_guest(self.guest, files)
+        folder = self.subject.folder
+        self.sites = Sites.of_guest(self.guest, files, {self.name: folder} if folder is not None else {})
         self.provenance = provenance_of(self.guest)
         try:
-            self._ledger = self._stack.enter_context(Ledger(self.guest, self._build, RECORDS))
+            self._ledger = self._stack.enter_context(Ledger(self.guest, self.ledger, RECORDS))
             self.armed = self._ledger.info()["armed"]
             self._follower = self._stack.enter_context(Follower(self._ledger, self._take))
             self.observed.begin()
@@ -205,6 +211,7 @@ class AuditRun:
     def found(self) -> list[Finding]:
         """Return the findings as of the last look."""
         violations: list[Violation] = [*self.book.violations, *self.observed.violations]
+        violations += read_log(self.observed.said(), self.book, self.sites)
         names = {name for one in self.devices.values() for name in (one.name, *one.above)}
         return findings(violations, self.sites, modules={self.name, *self.loaded}, devices=names)
 
@@ -279,6 +286,7 @@ class AuditRun:
             except GuestOSError as error:
                 if name == self.name:
                     raise DriverNotUnloaded(name, error) from error
+        self.unloaded = True
         self.observed.leftovers(self.book, self._catch_up, self.name)
         self.missed = self._ledger.missed
 

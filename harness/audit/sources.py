@@ -44,12 +44,12 @@ class KernelModule:
     debug: Path | None = None
 
     def read(self) -> bytes:
-        """Return what is loaded.
+        """Return what is loaded; with its lines, so that a warning of the kernel's gets some as well.
 
         Raises:
             BadInput: its file cannot be read.
         """
-        return unsigned(module_bytes(self.ko))
+        return unsigned(module_bytes(self.debug or self.ko))
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Subject:
         module: the driver.
         needs: modules it needs that the kernel does not have built in, in load order.
         log: what the compiler said; None where nothing was compiled.
+        folder: its sources; None where only the kernel's people have them.
     """
 
     path: str
@@ -69,6 +70,7 @@ class Subject:
     module: KernelModule
     needs: tuple[KernelModule, ...] = ()
     log: Path | None = None
+    folder: Path | None = None
 
     @property
     def name(self) -> str:
@@ -138,6 +140,7 @@ def resolve(
     origin = kind_of(path)
     tree = ModuleTree(kernel.modules)
     log: Path | None = None
+    folder: Path | None = None
     if origin is Origin.FOLDER:
         folder = Path(path).resolve()
         build = build_module(kernel, folder, progress, name=_chosen(folder, kernel, module))
@@ -149,7 +152,7 @@ def resolve(
         found = KernelModule(canonical(file.name), file, file if _has_lines(file) else None)
     else:
         found = _own(path, kernel, tree)
-    return Subject(path, origin, found, _needs(found, tree, also), log)
+    return Subject(path, origin, found, _needs(found, tree, also), log, folder)
 
 
 def _chosen(folder: Path, kernel: Kernel, wanted: str) -> str:
@@ -186,7 +189,9 @@ def _check_file(file: Path, kernel: Kernel) -> None:
 
 
 def _has_lines(file: Path) -> bool:
-    return file.suffix == ".ko" and ELFFile(io.BytesIO(file.read_bytes())).has_dwarf_info()
+    # has_dwarf_info() takes .eh_frame for DWARF, which says nothing of lines.
+    elf = ELFFile(io.BytesIO(file.read_bytes())) if file.suffix == ".ko" else None
+    return elf is not None and elf.get_section_by_name(".debug_info") is not None
 
 
 def _own(name: str, kernel: Kernel, tree: ModuleTree) -> KernelModule:
@@ -216,7 +221,8 @@ def _elsewhere(plain: str, kernel: Kernel) -> str:
     others = (one for one in cached_kernels() if one.recipe and one.recipe != kernel.label)
     trees = {one.recipe: ModuleTree(one.path / "lib/modules" / one.release) for one in others}
     having = [recipe for recipe, tree in trees.items() if tree.find(plain) is not None]
-    return f"{' and '.join(having)} have it as a module: --kernel {having[0]}" if having else ""
+    has = "has" if len(having) == 1 else "have"
+    return f"{' and '.join(having)} {has} it as a module: --kernel {having[0]}" if having else ""
 
 
 def _needs(found: KernelModule, tree: ModuleTree, also: Sequence[str]) -> tuple[KernelModule, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -168,17 +169,29 @@ class Types:
     def _explained(self, one: _Seen, entry: Entry) -> bool:
         """Tell whether memory nobody is known to have changed has a window besides, as of ioremap_wt().
 
-        Of memory that was handed out before the ledger watched, nobody knows what was asked.
+        Of memory from before the ledger watched, nobody knows what was asked; and what its last owner has
+        left is told as that owner's doing.
         """
         if one.call is not None:
             return False
-        if not self._book.whole:
+        if not self._book.whole or one.frame in self._left:
             return True
         survey = self._view.survey_physical([one.frame * PAGE], PAGE)
         base, made = self._view.direct_map.base, entry.made
         own = range(made.virtual & -PAGE, made.virtual + max(made.size, 1))
         return any(
             not leaf.user and leaf.va - leaf.pa != base and leaf.va not in own for leaf in survey.leaves(0)
+        )
+
+    @cached_property
+    def _left(self) -> frozenset[int]:
+        """Pages that were freed with another type than write-back."""
+        freed = (one.entry for one in self._book.violations if one.rule == "type-not-restored")
+        runs = (run for entry in freed if entry is not None for run in entry.made.runs)
+        return frozenset(
+            frame
+            for run in runs
+            for frame in range(run.physical // PAGE, -(-(run.physical + run.length) // PAGE))
         )
 
     def _other(self, one: _Seen, entry: Entry | None) -> Violation:

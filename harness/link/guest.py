@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -222,6 +223,27 @@ class Guest(Process):
             self._starts.append(self._origin.again())
             self._plug_disks()
         return self.start
+
+    def keep(self, folder: Path) -> None:
+        """Make this moment the one that every later `restore` brings back, in place of the guest's beginning.
+
+        Whatever the agent has open, loaded and mapped belongs to it. A device whose model saves no state is
+        no more than plugged in afterwards (`harness.link.pci`).
+
+        Args:
+            folder: an existing one, empty, that stays as long as the guest does; about as large as the RAM
+                that the guest has used.
+
+        Raises:
+            BadInput: the guest was not entered, or its peer lives.
+            QmpRefused: a device of this machine cannot save its state.
+            OSError: the disk is full, or read-only.
+        """
+        if self._origin is None:
+            raise BadInput("the guest was not started", hint="use it as: with Guest(image) as guest: ...")
+        if self._peer is not None and self._peer.alive:
+            raise BadInput("a peer cannot be kept", hint="end it first: guest.peer.kill()")
+        self._origin.keep(folder)
 
     @property
     def peer(self) -> Peer:

@@ -30,7 +30,16 @@ from harness.oracle.survey import Survey
 from harness.oracle.timing import Timing
 from harness.oracle.translate import NOWHERE
 from harness.oracle.view import View
-from harness.oracle.vtd import Domain, Mode, Reach, Remapping, read_root, requester
+from harness.oracle.vtd import (
+    Domain,
+    Mode,
+    Reach,
+    Remapping,
+    StoppedTransfer,
+    read_fault,
+    read_root,
+    requester,
+)
 
 __all__ = [
     "EFFECTIVE",
@@ -54,6 +63,7 @@ __all__ = [
     "Reach",
     "Remapping",
     "ReservedType",
+    "StoppedTransfer",
     "StreamError",
     "Survey",
     "SurveyMismatch",
@@ -66,6 +76,7 @@ __all__ = [
     "decode_pat",
     "mask_of",
     "parse_device_state",
+    "read_fault",
     "read_root",
     "requester",
     "types_in",

@@ -65,6 +65,7 @@ class View:
         self._clock = clock or Clock()
         self._recall = recall or Recall()
         self._closed = False
+        self._remappings: list[Remapping] = []
         self._tables = Tables(ram)
         running = [cpu for cpu in cpus if cpu.paging] or list(cpus[:1])
         levels = {cpu.levels for cpu in running}
@@ -81,6 +82,8 @@ class View:
     def close(self) -> None:
         """End the view; `Oracle.frozen` does this before the guest goes on."""
         self._closed = True
+        for remapping in self._remappings:
+            remapping.close()
         self._forget()
         for name in ("_tables", "_ram"):  # arrays over all RAM would keep it from being unmapped
             self.__dict__.pop(name, None)
@@ -218,9 +221,13 @@ class View:
 
         Args:
             root: what its root table address register holds; RAM does not tell.
+
+        Returns:
+            The tables; they expire with this view.
         """
         self._check()
-        return Remapping(self._tables, root)
+        self._remappings.append(Remapping(self._tables, root))
+        return self._remappings[-1]
 
     def mtrr_type(self, pa: int) -> MemoryType:
         """Return the MTRR type of a physical address on the lowest-numbered vCPU."""

@@ -144,12 +144,10 @@ def _print_closing(page: Page, result: AuditResult) -> None:
         count += f", and the audit did not come to its end: {result.failure.kind.word}"
     page.line(Text())
     style = "bold red" if found or result.failure is not None else "bold"
-    page.hang(
-        Text(),
-        f"{count} in {_of(made, 'buffer or mapping', 'buffers and mappings')} "
-        f"from {_of(len(result.judged), 'place', 'places')}",
-        style=style,
-    )
+    if made:
+        count += f" in {_of(made, 'buffer or mapping', 'buffers and mappings')}"
+        count += f" from {_of(len(result.judged), 'place', 'places')}"
+    page.hang(Text(), count, style=style)
     lost = f", {result.lost} lost" if result.lost else ", none lost"
     page.hang(_label("ledger"), f"{result.events} calls of the DMA API recorded{lost}")
     page.hang(_label("outside"), f"{result.looks} looks at the stopped machine")

@@ -27,7 +27,7 @@ from harness.vm.qmp import Qmp, QmpEvent
 from harness.vm.qtest import QTest
 from harness.vm.ram import GuestRam, ram_ranges
 from harness.vm.services import RemoteShell, Services
-from harness.vm.snapshot import Snapshot, SnapshotUnusable
+from harness.vm.snapshot import Snapshot, SnapshotUnusable, open_snapshot
 from harness.vm.snapshots import Slot, SnapshotStore
 from harness.vm.spec import Accel, MachineSpec
 
@@ -74,6 +74,7 @@ __all__ = [
     "SnapshotUnusable",
     "choose_accelerator",
     "find_qemu",
+    "open_snapshot",
     "process_stat",
     "ram_ranges",
 ]

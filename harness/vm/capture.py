@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from harness.vm.errors import QmpRefused
-from harness.vm.qemu import STATE_FILE, STATE_NODE, STATE_SET
+from harness.vm.qemu import STATE_NODE, STATE_SET
 from harness.vm.qmp import Qmp, Session
 from harness.vm.stub import memory_file
 
@@ -28,6 +28,8 @@ CAPTURE_SECONDS: Final = 20.0
 _FD_NAME: Final = "iobmd-state"
 #: Between two looks at a migration or a job that is finishing; each look is a round trip of its own already.
 _BREATH_SECONDS: Final = 0.001
+#: A machine that was started from a state has that one open all its life, and can save another one.
+_SAVING_NODE, _SAVING_FILE, _SAVING_SET = "saving", "saving-file", STATE_SET + 1
 _TAG: Final = "clean"
 _JOB: Final = "iobmd"
 _HINT: Final = (
@@ -138,7 +140,7 @@ def save_state(qmp: Qmp) -> bytes:
 
         async def transaction(session: Session) -> None:
             async with _image(session, fd), _without_ram(session):
-                await _run(session, "snapshot-save", _snapshot())
+                await _run(session, "snapshot-save", _snapshot(_SAVING_NODE))
 
         qmp.transact("saving the state", transaction, CAPTURE_SECONDS * qmp.scale)
         return os.pread(fd, os.fstat(fd).st_size, 0)
@@ -160,13 +162,13 @@ def load_state(qmp: Qmp) -> None:
 
     async def transaction(session: Session) -> None:
         async with _without_ram(session):
-            await _run(session, "snapshot-load", _snapshot())
+            await _run(session, "snapshot-load", _snapshot(STATE_NODE))
 
     qmp.transact("loading the state", transaction, CAPTURE_SECONDS * qmp.scale)
 
 
-def _snapshot() -> dict[str, object]:
-    return {"job-id": _JOB, "tag": _TAG, "vmstate": STATE_NODE, "devices": [STATE_NODE]}
+def _snapshot(node: str) -> dict[str, object]:
+    return {"job-id": _JOB, "tag": _TAG, "vmstate": node, "devices": [node]}
 
 
 @asynccontextmanager
@@ -187,24 +189,25 @@ async def _capability(session: Session, *, on: bool) -> None:
 async def _image(session: Session, fd: int) -> AsyncIterator[None]:
     """An empty image in the memfd, for as long as the block runs; no device of the guest is behind it."""
     session.send_fd(fd)
-    await session.execute("add-fd", {"fdset-id": STATE_SET})
+    await session.execute("add-fd", {"fdset-id": _SAVING_SET})
     file = {
         "driver": "file",
-        "node-name": STATE_FILE,
-        "filename": f"/dev/fdset/{STATE_SET}",
+        "node-name": _SAVING_FILE,
+        "filename": f"/dev/fdset/{_SAVING_SET}",
         "locking": "off",
     }
     await session.execute("blockdev-add", file)
     # Its size is that of a disk for the guest: none.  States lie behind it.
-    empty = {"driver": "qcow2", "file": STATE_FILE, "size": 0}
+    empty = {"driver": "qcow2", "file": _SAVING_FILE, "size": 0}
     await _run(session, "blockdev-create", {"job-id": _JOB, "options": empty})
-    await session.execute("blockdev-add", {"driver": "qcow2", "node-name": STATE_NODE, "file": STATE_FILE})
+    image = {"driver": "qcow2", "node-name": _SAVING_NODE, "file": _SAVING_FILE}
+    await session.execute("blockdev-add", image)
     try:
         yield
     finally:
-        for node in (STATE_NODE, STATE_FILE):
+        for node in (_SAVING_NODE, _SAVING_FILE):
             await session.execute("blockdev-del", {"node-name": node})
-        await session.execute("remove-fd", {"fdset-id": STATE_SET})
+        await session.execute("remove-fd", {"fdset-id": _SAVING_SET})
 
 
 async def _run(session: Session, command: str, arguments: Mapping[str, object]) -> None:

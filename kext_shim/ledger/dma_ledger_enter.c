@@ -226,11 +226,24 @@ void ledger_enter_mask(struct ledger_call *call, struct pt_regs *regs)
 	call->record.size = ARGUMENT(1);
 }
 
+/*
+ * Is it a module's doing?  The driver is not on the stack when its mmap ends
+ * in the call; the file that is mapped names it then.
+ */
+static u32 mapper_of(const struct vm_area_struct *area)
+{
+	const struct file *file = area->vm_file;
+
+	return file ? ledger_module_of((unsigned long)file->f_op->mmap) : 0;
+}
+
 /* (dev, vma, cpu_addr, dma_addr, size, attrs) */
 void ledger_enter_mmap(struct ledger_call *call, struct pt_regs *regs)
 {
 	take_device(call, regs);
 	call->argument = ARGUMENT(1);
+	if (!call->record.module)
+		call->record.module = mapper_of((void *)ARGUMENT(1));
 	ledger_record_virtual(&call->record, (void *)ARGUMENT(2));
 	call->record.bus = ARGUMENT(3);
 	call->record.size = ARGUMENT(4);
@@ -257,17 +270,6 @@ void ledger_enter_pages_array(struct ledger_call *call, struct pt_regs *regs)
 {
 	call->record.virtual_address = ARGUMENT(0);
 	call->record.size = (int)ARGUMENT(1);
-}
-
-/*
- * Is it a module's doing?  The driver is not on the stack when its mmap ends
- * in the call; the file that is mapped names it then.
- */
-static u32 mapper_of(const struct vm_area_struct *area)
-{
-	const struct file *file = area->vm_file;
-
-	return file ? ledger_module_of((unsigned long)file->f_op->mmap) : 0;
 }
 
 /* Processes are made of mappings that are of no interest here. */

@@ -57,13 +57,13 @@ def _one_run_or_null(case: Case, option: int) -> None:
     _expect_one_run(case, [buf for buf in map(case.maybe, asked) if buf])
 
 
-@check("D01", outside=True)
+@check("D01", outside=True, fills=True)
 def physically_contiguous_is_one_run(case: Case) -> None:
     """Asks for contiguous buffers of many sizes and types: one physical run each by the page walk."""
     _one_run_or_null(case, kIOMemoryPhysicallyContiguous)
 
 
-@check("D02", outside=True)
+@check("D02", outside=True, fills=True)
 def contiguous_requests_may_fail_without_leftovers(case: Case) -> None:
     """Breaks memory up until half of it is free in 2 MiB pieces: 4 MiB give NULL, and nothing half made.
 
@@ -97,13 +97,17 @@ def contiguous_requests_may_fail_without_leftovers(case: Case) -> None:
     with case.need(case.iokit.withOptions(contiguous, 4 * MIB)):
         case.note(f"with {before // MIB} MiB free in pieces: {null!r}; the retry after release succeeded")
     left = free - case.free_memory()
+    # Tables of addresses that were mapped once stay with the kernel: 8 bytes a page (mm/vmalloc.c).
+    tables = case.facts.memory_mib * MIB // 512
     case.expect_that(
-        left < 8 * MIB, expected="all memory given back", observed=f"{max(left, 0)} bytes are missing"
+        left < 8 * MIB + tables,
+        expected="all memory given back",
+        observed=f"{max(left, 0)} bytes are missing",
     )
     case.expect(case.complaints(said), equals=[], what="complaints in the kernel's log")
 
 
-@check("D03", outside=True)
+@check("D03", outside=True, fills=True)
 def contiguous_requests_may_take_their_time(case: Case) -> None:
     """Asks for 4 MiB where every block is in pieces of a process's memory, which has to be moved first.
 
@@ -132,7 +136,7 @@ def contiguous_requests_may_take_their_time(case: Case) -> None:
     case.note(f"{len(made) - 1} of 8 in {seconds:.3f} s; the kernel's work for it: {work}")
 
 
-@check("D05", outside=True)
+@check("D05", outside=True, fills=True)
 def host_physically_contiguous_is_one_run(case: Case) -> None:
     """Asks with kIOMemoryHostPhysicallyContiguous for many sizes and types: one physical run each."""
     _one_run_or_null(case, kIOMemoryHostPhysicallyContiguous)

@@ -66,7 +66,7 @@ def small_buffers_share_a_page_under_an_iommu(case: Case) -> None:
     case.note(f"{len(made)} buffers in {len(pages)} pages")
 
 
-@check("D04", outside=True)
+@check("D04", outside=True, fills=True)
 def contiguity_behind_an_iommu(case: Case) -> None:
     """Asks for contiguity where memory is in pieces: one I/O range over many host runs; a device reads it.
 

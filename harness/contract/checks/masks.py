@@ -200,7 +200,8 @@ def a_mask_inside_high_memory_is_contiguous(case: Case) -> None:
     top = case.facts.top_of_ram
     if top <= 4 * GIB:
         case.not_applicable(_NO_HIGH_RAM)
-    masks = [(1 << bits) - 1 for bits in range(33, 52) if (1 << bits) < top] or [top - GIB - 1]
+    # One with holes as well: the bits below its highest are not all set.
+    masks = [*((1 << bits) - 1 for bits in range(33, 52) if (1 << bits) < top), top - GIB // 2 - 1]
     made = _masked(case, masks, (5000, 64 * KIB, MIB + 5, 4 * MIB))
     segments = [len(buf.segments()) for _, buf in made]
     with case.look() as look:
@@ -243,7 +244,7 @@ def mask_zero_restricts_nothing(case: Case) -> None:
             case.expect(mapped[0], equals=mapped[1], what=f"bytes mapped for {masked!r}")
 
 
-@check("D19", outside=True)
+@check("D19", outside=True, fills=True)
 def pageable_pages_lie_anywhere(case: Case) -> None:
     """Prepares pageable buffers made with mask and contiguity: above the mask, and in many runs.
 

@@ -33,6 +33,14 @@ static void use_coherent(struct device *device)
 		dma_free_coherent(device, 5 * PAGE_SIZE, memory, bus);
 }
 
+/* Given back by the driver core, when the driver leaves. */
+static void use_managed(struct device *device)
+{
+	dma_addr_t bus;
+
+	dmam_alloc_coherent(device, 7 * PAGE_SIZE, &bus, GFP_KERNEL);
+}
+
 static void use_pages(struct device *device)
 {
 	dma_addr_t bus;
@@ -96,6 +104,7 @@ int streaming_memory(struct device *device)
 {
 	use_pool(device);
 	use_coherent(device);
+	use_managed(device);
 	use_pages(device);
 	use_noncontiguous(device);
 	change_types();

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: MIT
+"""The ledger under load: a million mappings, two CPUs, a slow reader, unloading, and a guest put back."""
+
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from harness.audit import Book, Kind, Ledger, LedgerGone, build_ledger
+from harness.images import SilentProgress, build_module
+from harness.link import Guest, GuestOptions
+from harness.vm import SnapshotStore
+
+MILLION = 1_000_000
+CPUS = 2
+PARAMETERS = "/sys/module/streaming/parameters"
+
+
+@pytest.fixture(scope="module")
+def ledger_build(guest_image):
+    return build_ledger(guest_image.kernel, SilentProgress())
+
+
+@pytest.fixture(scope="module")
+def streaming(guest_image):
+    source = Path(__file__).with_name("streaming")
+    return build_module(guest_image.kernel, source, SilentProgress(), name="streaming").ko.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def pair(guest_image):
+    """A guest with two CPUs."""
+    with Guest(guest_image, GuestOptions(cpus=CPUS), SnapshotStore.default()) as guest:
+        yield guest
+
+
+def number(guest, name):
+    return int(guest.read_file(f"{PARAMETERS}/{name}"))
+
+
+def until_done(guest, look=lambda: None):
+    """Wait until the storm is over, looking every now and then."""
+    deadline = time.monotonic() + guest.deadlines.operation * 20
+    while number(guest, "threads"):
+        assert time.monotonic() < deadline, f"{number(guest, 'done')} mappings were made"
+        look()
+        time.sleep(0.01)
+
+
+def test_a_million_mappings_without_loss(guest, ledger_build, streaming):
+    book, seen, biggest = Book(), Counter(), 0
+    cpus = guest.machine.spec.cpus
+
+    def look():
+        nonlocal biggest
+        events = ledger.drain()
+        biggest = max(biggest, len(book.mappings))
+        seen.update(event.kind for event in events)
+        book.replay(events)
+
+    # All of it fits into the backlog: how fast this host decodes decides nothing.
+    with Ledger(guest, ledger_build, records=1 << 17) as ledger, ledger.keep_up(3 * MILLION):
+        guest.load_module(streaming, f"what=storm mappings={MILLION // cpus}")
+        until_done(guest, look)
+        assert number(guest, "done") == MILLION // cpus * cpus
+        guest.unload_module("streaming")
+        look()
+        assert (ledger.lost, ledger.missed) == (0, 0)
+    assert seen[Kind.MAP_PAGE] == seen[Kind.UNMAP_PAGE] == MILLION // cpus * cpus
+    assert biggest <= cpus
+    assert (book.violations, len(book.mappings)) == ([], 0)
+
+
+def storm(guest, ko, mappings, look=lambda: None):
+    guest.load_module(ko, f"what=storm mappings={mappings}")
+    until_done(guest, look)
+    guest.unload_module("streaming")
+
+
+def test_what_a_slow_reader_loses_is_counted_exactly(pair, ledger_build, streaming):
+    mappings, ring = 4000, 1000
+    with Ledger(pair, ledger_build) as ledger:
+        ledger.drain()
+        storm(pair, streaming, 0)
+        around = len(ledger.drain())
+    with Ledger(pair, ledger_build, records=ring) as ledger:
+        ledger.drain()
+        storm(pair, streaming, mappings)
+        assert ledger.lost == around + 2 * CPUS * mappings - ring
+        assert len(ledger.drain()) == ring
+    # And with a reader that stops when its own room is full.
+    with Ledger(pair, ledger_build, records=ring) as ledger:
+        read = len(ledger.drain())
+        with ledger.keep_up(backlog=1):
+            storm(pair, streaming, mappings)
+        events = ledger.drain()
+        read = len(events)
+        assert ring < read < 2 * CPUS * mappings
+        assert ledger.lost == around + 2 * CPUS * mappings - read
+
+
+def test_two_cpus_at_once_keep_the_order(pair, ledger_build, streaming):
+    mappings, events = 20_000, []
+    with Ledger(pair, ledger_build) as ledger:
+        storm(pair, streaming, mappings, lambda: events.extend(ledger.drain()))
+        events.extend(ledger.drain())
+        assert (ledger.lost, ledger.missed) == (0, 0)
+    assert [event.number for event in events] == list(range(len(events)))
+    maps = Counter(event.cpu for event in events if event.kind is Kind.MAP_PAGE)
+    assert maps == {0: mappings, 1: mappings}
+    book = Book()
+    book.replay(events)
+    assert (book.violations, len(book.mappings)) == ([], 0)
+    # Both were at it at the same time.
+    first = [next(e.number for e in events if e.kind is Kind.MAP_PAGE and e.cpu == cpu) for cpu in (0, 1)]
+    assert max(first) < len(events) - mappings
+
+
+def test_the_ledger_comes_and_goes_while_probes_run(pair, ledger_build, streaming):
+    pair.load_module(streaming, "what=storm mappings=1000000000")
+    for _ in range(5):
+        with Ledger(pair, ledger_build, records=5000) as ledger:
+            events = ledger.drain()
+            assert [event.number for event in events] == list(range(len(events)))
+            deadline = time.monotonic() + pair.deadlines.operation
+            while not ledger.drain():
+                assert time.monotonic() < deadline
+    assert number(pair, "threads") == CPUS
+    pair.unload_module("streaming")
+
+
+def test_a_guest_that_was_put_back_has_no_ledger(pair, ledger_build, streaming):
+    with Ledger(pair, ledger_build) as ledger:
+        assert ledger.there
+        ledger.drain()
+        pair.restore()
+        assert not ledger.there
+        for ask in (ledger.drain, ledger.info, lambda: ledger.lost, lambda: ledger.missed):
+            with pytest.raises(LedgerGone, match="restored"):
+                ask()
+    with Ledger(pair, ledger_build) as ledger, ledger.keep_up():
+        storm(pair, streaming, 10)
+        events = ledger.drain()
+    assert len([event for event in events if event.kind is Kind.MAP_PAGE]) == 10 * CPUS
+
+
+def test_a_reader_notices_a_guest_that_was_put_back(pair, ledger_build):
+    with Ledger(pair, ledger_build) as ledger:
+        reading = ledger.keep_up()
+        reading.__enter__()
+        pair.restore()
+        with pytest.raises(LedgerGone):
+            ledger.drain()
+        ended = time.monotonic() + pair.deadlines.operation
+        while "ledger's reader" in {thread.name for thread in threading.enumerate()}:
+            assert time.monotonic() < ended
+            time.sleep(0.01)
+        with pytest.raises(LedgerGone):
+            reading.__exit__(None, None, None)
