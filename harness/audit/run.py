@@ -94,6 +94,7 @@ class AuditRun:
         self._params = params
         self._drivers: set[tuple[str, str]] = set()
         self._stack = ExitStack()
+        self._side = ExitStack()  # what reads beside the guest's work
         self._live = False
         self._final: AuditResult | None = None
 
@@ -119,7 +120,8 @@ class AuditRun:
         try:
             self._ledger = self._stack.enter_context(Ledger(self.guest, self.ledger, RECORDS))
             self.armed = self._ledger.info()["armed"]
-            self._follower = self._stack.enter_context(Follower(self._ledger, self._take))
+            self._side.enter_context(self._ledger.keep_up())
+            self._follower = self._side.enter_context(Follower(self._ledger, self._take))
             self.observed.begin()
             self._live = True
             for module in self.subject.needs:
@@ -259,24 +261,27 @@ class AuditRun:
 
     def _leave(self, error: BaseException | None) -> None:
         """End the audit; whatever ends it, what was seen until then is kept."""
+        gone = isinstance(error, GuestFailure) or not isinstance(error, Exception | None)
         try:
             if error is None:
                 self._unload()
-            elif isinstance(error, Exception) and not isinstance(error, GuestFailure):
+            elif not gone:
                 with contextlib.suppress(HarnessError):  # the first error is the one to be told
                     self._unload()
         except HarnessError as failed:
             self.failure = failed
+            gone = isinstance(failed, GuestFailure)
             raise
         finally:
             if isinstance(error, HarnessError):
                 self.failure = error
-            self._end()
+            self._end(gone=gone)
 
     def _unload(self) -> None:
         if self._live:
             self.look()
         self.observed.ask(self.devices.values())
+        self.missed = self._ledger.missed
         present = loaded_modules(self.guest)
         for name in reversed(self.loaded):
             if name not in present:
@@ -290,23 +295,25 @@ class AuditRun:
         self.observed.leftovers(self.book, self._catch_up, self.name)
         self.missed = self._ledger.missed
 
-    def _end(self) -> None:
-        """Take what the ring still holds, out of RAM: also that of a guest that is dead."""
+    def _end(self, *, gone: bool) -> None:
+        """Take what the ring still holds, out of RAM: also that of a guest that is dead.
+
+        Args:
+            gone: the guest is dead, or somebody wants to leave at once: it is not asked for anything.
+        """
         if self._live:
             with contextlib.suppress(HarnessError, OSError, ValueError):
                 self._follower.catch_up()
             with contextlib.suppress(HarnessError, OSError, ValueError):
                 self.lost = self._ledger.lost
             self.observed.end()
+        with contextlib.suppress(HarnessError):  # what was wrong has been raised by the last look
+            self._side.close()
         self.seconds = time.monotonic() - self._began
         self._live = False
         try:
-            self._close()
+            if gone:
+                self._stack.pop_all()  # a ledger goes with its guest
+            self._stack.close()
         finally:
             self._final = summed_up(self, blind_spots(self))
-
-    def _close(self) -> None:
-        """Unload the ledger where there is still somebody to ask."""
-        dead = isinstance(self.failure, GuestFailure)
-        with contextlib.suppress(*(HarnessError, OSError) if dead else ()):
-            self._stack.close()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from harness.audit.calls import DOORS, FUNCTIONS, HELPERS
 from harness.audit.code import CodeText, ModuleCode
 from harness.audit.events import Event, Kind
+from harness.audit.ledger import NAME as LEDGER
 from harness.audit.texts import Sources
 from harness.errors import BadInput
 from harness.forensics import Frame, SourceLine, Symbols
@@ -135,6 +136,9 @@ class Sites:
 
     `follow` has to see every event of the ledger, so that an address is looked up among the modules of its
     time.  What was found out about a stack is kept.
+
+    A ledger that was told to write few frames (`Ledger`) may have cut a stack before the driver's: then the
+    device's driver is named, without a line.
     """
 
     def __init__(
@@ -197,8 +201,9 @@ class Sites:
                     self._sizes[event.module] = event.size
                 self._names[canonical(event.module)[:DRIVER_BYTES]] = event.module
             now.sort(key=lambda one: one.base)
-            self._since.append(event.number)
+            # In this order: `of` may be asked by another thread meanwhile.
             self._maps.append(([one.base for one in now], now))
+            self._since.append(event.number)
 
     def of(self, event: Event, modules: Collection[str] | None = None) -> Site:
         """Return where a call was made: the first frame of the driver's module.
@@ -218,6 +223,7 @@ class Sites:
         site = self._found.get(key)
         if site is None:
             steps = [self._step(address, epoch) for address in event.stack]
+            steps = [step for step in steps if step.frame.module != LEDGER]  # its detours
             own = self._names.get(canonical(event.driver), "")
             site = self._found[key] = self._search(steps, own or event.module, event.kind.name, wanted)
         return site
@@ -232,6 +238,8 @@ class Sites:
         """
         steps = []
         for frame in frames:
+            if frame.module == LEDGER:
+                continue
             code = self.code(frame.module) if frame.module else None
             steps.append(_Step(frame, code.source(frame) if code is not None else ()))
         own = self._names.get(canonical(driver)[:DRIVER_BYTES], "")

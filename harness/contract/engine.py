@@ -16,10 +16,13 @@ from harness.errors import FailureKind, GuestFailure, HarnessError
 from harness.images import Progress
 from harness.iokit import IOKit
 from harness.link import Guest, GuestOSError
+from harness.machines import MACHINES
 from harness.oracle import Oracle
 
 CheckFunction = Callable[[Case], None]
 
+_TELLING = frozenset(word for machine in MACHINES.values() for word in machine.cmdline)
+"""Words of a kernel's command line that make another machine of it."""
 _NO_CHECK = "no check decides this clause yet"
 
 
@@ -168,7 +171,13 @@ def provenance_of(guest: Guest) -> Provenance:
         qemu=machine.qemu_version,
         accelerator=machine.accelerator.name,
         accelerator_reason=machine.accelerator.reason,
-        machine=f"{spec.machine}, {spec.cpu} CPU model, {spec.cpus} vCPU, {spec.memory_mib} MiB",
+        machine=", ".join(
+            (
+                f"{spec.machine}, {spec.cpu} CPU model, {spec.cpus} vCPU, {spec.memory_mib} MiB",
+                *spec.devices,
+                *(word for word in spec.cmdline if word in _TELLING),
+            )
+        ),
         module=guest.image.module.build_id,
         start=guest.starts[0].how.value,
     )

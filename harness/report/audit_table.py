@@ -40,7 +40,7 @@ def print_audit(result: AuditResult, console: Console | None = None, *, verbose:
     page.hang(_label("driver"), f"{result.source}, loaded as {', '.join(result.loaded) or 'nothing'}")
     page.hang(_label("devices"), ", ".join(result.bound) or "none: no device was bound to it")
     page.hang(_label("exercise"), result.exercised or "none")
-    page.hang(_label("machine"), ", ".join(filter(None, (result.asked or "", made_on.machine))))
+    page.hang(_label("machine"), _machine(result))
     page.line(Text())
     _print_judged(page, result.judged, verbose)
     for number, finding in enumerate(result.findings, 1):
@@ -121,6 +121,12 @@ def _told(row: Judged) -> str:
     broken = f"; breaks {', '.join(row.rules)}" if row.rules else ""
     direction = _DIRECTIONS.get(row.direction, row.direction)
     return f"{row.what}, {direction}, {row.device}: {made}{left}, {size} bytes{where}{reach}{broken}"
+
+
+def _machine(result: AuditResult) -> str:
+    made_of = result.provenance.machine
+    words = [word for word in result.asked.split(", ") if word and word not in made_of.split(", ")]
+    return ", ".join([*words, made_of])
 
 
 def _reach(mask: int) -> str:

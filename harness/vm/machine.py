@@ -341,8 +341,10 @@ class Machine:
         if wanted is None:
             raise BadInput("this machine has no snapshot", hint="start it with one, or give one here")
         # Only a QEMU that never held a kernel of its own can be put back: see harness.vm.stub. One that has
-        # another device by now is another machine than the snapshot's.
-        same = wanted is self._life.snapshot and not self._life.plugs
+        # another device by now is another machine than the snapshot's. And an IOMMU's cache of translations
+        # outlives the load of a state (hw/i386/intel_iommu.c: vtd_post_load): devices would write to pages
+        # of the life before.
+        same = wanted is self._life.snapshot and not self._life.plugs and not self.spec.translates
         if same and self.state is MachineState.RUNNING:
             with suppress(MachineFailure):
                 self._life.rewind(wanted)

@@ -86,6 +86,11 @@ class MachineSpec:
                 )
 
     @property
+    def translates(self) -> bool:
+        """Whether an IOMMU is between devices and RAM; what it has translated QEMU keeps beside any state."""
+        return any("iommu" in device.partition(",")[0] for device in self.devices)
+
+    @property
     def places(self) -> tuple[str, ...]:
         """Where devices can be plugged in: buses of root ports, or slots of the older chipset's one bus."""
         if self.machine == "pc":

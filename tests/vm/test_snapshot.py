@@ -346,7 +346,9 @@ def test_other_machines_come_back_as_well(guest_image, snapshots, machine):
                 guest.restore()
                 buffer = IOKit(guest).withOptions(WC, 65536)
                 assert Oracle(guest.machine).types_of(buffer) == {MemoryType.WC}
-            assert guest.start.how is StartKind.REWOUND
+            # What an IOMMU has translated is in no state: such a machine needs a new QEMU.
+            translates = any("iommu" in device for device in options.devices)
+            assert guest.start.how is (StartKind.RESTORED if translates else StartKind.REWOUND)
 
 
 def test_a_kernel_that_unpacks_itself_comes_back_as_well(guest_image, options, snapshots):

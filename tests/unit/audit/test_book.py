@@ -92,6 +92,7 @@ COMING, GOING, UNBIND = Kind.MODULE_COMING, Kind.MODULE_GOING, Kind.UNBIND
 NOWHERE = (1 << 64) - 1
 WRITE_THROUGH_BIT = 1 << 3
 REFUSED = {"error": -16, "module": "drv"}
+BACKWARDS = (Piece(9 * PAGE, 200, BUS + PAGE, 200), Piece(PAGE, 100, BUS, 100))
 TWO_PAGES = (Piece(BUS, PAGE), Piece(BUS + 8 * PAGE, PAGE))
 WRONG = {
     "above-mask": [alloc(bus=0x1_0000_0000), free(bus=0x1_0000_0000)],
@@ -99,6 +100,14 @@ WRONG = {
     "above-boundary": [
         listed(boundary=0xFFFF, pieces=(Piece(PAGE, 300, 0xFFF0, 300),), bus=0xFFF0),
         listed(Kind.UNMAP_SG, bus=0xFFF0),
+    ],
+    "above-mask/pages": [
+        (Kind.ALLOC_PAGES, alloc(bus=M32 + 1, coherent_mask=NOWHERE)[1]),
+        (Kind.FREE_PAGES, free(bus=M32 + 1)[1]),
+    ],
+    "above-boundary/not contiguous": [
+        (Kind.ALLOC_NONCONTIGUOUS, alloc(size=2 * PAGE, boundary=0xFFF)[1]),
+        (Kind.FREE_NONCONTIGUOUS, free(size=2 * PAGE)[1]),
     ],
     "above-mask/written": [alloc(), free(mask=M32, coherent_mask=0xFFFF)],
     "above-mask/written before a pool was made": [
@@ -212,6 +221,18 @@ WRONG = {
         module(GOING),
     ],
     "sync-range": [mapped(), synced(bus=BUS + 50, size=51), unmapped()],
+    "sync-range/of the right one": [
+        mapped(size=50, direction=FROM),
+        mapped(),
+        synced(direction=FROM),
+        unmapped(size=50, direction=FROM),
+        unmapped(),
+    ],
+    "sync-range/beyond an entry of a list": [
+        listed(bus=BUS + PAGE, pieces=BACKWARDS),
+        synced(size=200),
+        listed(Kind.UNMAP_SG, bus=BUS + PAGE),
+    ],
     "sync-range/list": [listed(), synced(size=301, kind=Kind.SYNC_SG_FOR_CPU), listed(Kind.UNMAP_SG)],
     "leak-on-remove": [module(COMING), module(COMING, True), module(GOING, True), alloc(), module(GOING)],
     "leak-on-error": [module(COMING), module(COMING, True), alloc(), module(GOING), module(GOING, True)],
@@ -220,7 +241,14 @@ WRONG = {
     "dma-from-vmalloc": [mapped(flags=Flag.NO_RAM), unmapped()],
     "double-unmap": [mapped(), unmapped(), unmapped()],
     "unmap-address": [unmapped()],
+    "unmap-address/of another kind": [mapped(), (Kind.UNMAP_RESOURCE, unmapped()[1]), unmapped()],
     "unmap-size": [mapped(), unmapped(size=99)],
+    "unmap-size/of the last that was made": [
+        mapped(),
+        mapped(size=50),
+        unmapped(size=70),
+        unmapped(),
+    ],
     "unmap-size/list": [listed(), listed(Kind.UNMAP_SG, size=100)],
     "unmap-direction": [mapped(), unmapped(direction=FROM)],
     "sync-direction": [mapped(), synced(direction=FROM), unmapped()],
@@ -258,6 +286,11 @@ WRONG = {
 
 RIGHT = {
     "alloc and free": [alloc(), free()],
+    "not contiguous": [
+        (Kind.ALLOC_NONCONTIGUOUS, alloc(bus=BUS + PAGE, size=2 * PAGE)[1]),
+        (Kind.FREE_NONCONTIGUOUS, free(bus=BUS + PAGE, size=2 * PAGE)[1]),
+    ],
+    "free nothing": [free(virtual=0)],
     "at the mask": [alloc(bus=M32 + 1 - PAGE), free(bus=M32 + 1 - PAGE)],
     "failed": [alloc(error=-12), mapped(error=-5), module(GOING)],
     "atomic and said so": [alloc(flags=Flag.ATOMIC), free(flags=Flag.ATOMIC)],
@@ -306,6 +339,11 @@ RIGHT = {
         user(error=-12),
         typed(Kind.MEMORY_WB),
     ],
+    "an entry of a list": [
+        listed(direction=FROM, physical=BUS + 4),
+        listed(Kind.UNMAP_SG, direction=FROM),
+    ],
+    "a small object": [mapped(direction=FROM, physical=BUS + 8), unmapped(direction=FROM)],
     "a structure inside": [mapped(physical=BUS + 4), unmapped()],
     "across a boundary, coherent": [alloc(boundary=0xFFF, size=2 * PAGE), free(size=2 * PAGE)],
     "up to a boundary": [mapped(bus=0xFF9C, boundary=0xFFFF), unmapped(bus=0xFF9C)],
@@ -417,6 +455,14 @@ def test_the_call_that_is_to_blame(name, number):
 def test_what_was_used_unchecked_is_known():
     (violation,) = replayed(WRONG["unchecked-mapping-error"]).violations
     assert violation.entry.made.number == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["double-unmap", "use-after-unmap", "pool-double-free", "free-address/twice"]
+)
+def test_what_had_ended_before_is_known_whenever_the_ledger_came(name):
+    (violation,) = replayed(WRONG[name], whole=False).violations
+    assert violation.entry.ended.number < violation.event.number
 
 
 def test_a_device_that_drives_less_than_its_driver_says():

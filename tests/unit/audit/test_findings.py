@@ -23,7 +23,8 @@ def going(name="ring"):
 
 
 def call(kind, at=0x100, **fields):
-    made = {"bus": BUS, "size": 4096, "device": DEV, "driver": "ring", "module": "ring", "name": "ring.0"}
+    made = {"bus": BUS, "virtual": BUS, "size": 4096, "device": DEV}
+    made |= {"driver": "ring", "module": "ring", "name": "ring.0"}
     return {"kind": kind, "stack": (TEXT + at,), **made, **fields}
 
 

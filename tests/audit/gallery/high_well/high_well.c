@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Keeps the address of its ring as it was given, above 4 GiB too. */
-/* TWIN: free-address, above-mask, not-where-claimed */
+/* TWIN: unmap-address, free-address, above-mask, not-where-claimed */
 /* NEEDS: high */
 #include <linux/dma-mapping.h>
 #include <linux/module.h>

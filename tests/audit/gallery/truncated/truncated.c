@@ -1,41 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Keeps the address of its ring in 32 bits, and says that its device has 64. */
+/* Keeps the address of its page in 32 bits as well, and unmaps that before what it mapped. */
 /* NEEDS: high */
 #include <linux/dma-mapping.h>
+#include <linux/gfp.h>
 #include <linux/module.h>
 #include <linux/platform_device.h>
 
-static unsigned long va;
-module_param(va, ulong, 0444);
-
-static unsigned long dma;
-module_param(dma, ulong, 0444);
-
-#define SIZE 16384
-
-static void *ring;
-static u32 bus;
+static struct page *page;
+static dma_addr_t bus;
+static u32 in_ring; /* a descriptor of the device has 32 bits for it */
 
 static int start(struct device *dev)
 {
-	dma_addr_t address;
 	int error = dma_set_mask_and_coherent(dev, DMA_BIT_MASK(64));
 
 	if (error)
 		return error;
-	ring = dma_alloc_coherent(dev, SIZE, &address, GFP_KERNEL);
-	if (!ring)
+	page = alloc_page(GFP_KERNEL); /* above 4 GiB, while there is room */
+	if (!page)
 		return -ENOMEM;
-	bus = address;
-	va = (unsigned long)ring;
-	dma = address;
+	bus = dma_map_page(dev, page, 0, PAGE_SIZE, DMA_TO_DEVICE);
+	if (dma_mapping_error(dev, bus)) {
+		__free_page(page);
+		return -EIO;
+	}
+	in_ring = bus;
 	return 0;
 }
 
 static void stop(void *dev)
 {
-	dma_free_coherent(dev, SIZE, ring, bus); /* FAULT: free-address */
-	ring = NULL;
+	dma_unmap_page(dev, in_ring, PAGE_SIZE, DMA_TO_DEVICE); /* FAULT: unmap-address */
+	dma_unmap_page(dev, bus, PAGE_SIZE, DMA_TO_DEVICE);
+	__free_page(page);
 }
 
 static int probe(struct platform_device *pdev)
