@@ -85,7 +85,7 @@ class Ledger:
         Raises:
             GuestOSError: the kernel refused it.
         """
-        self._starts = len(self._guest.starts)
+        self._generation = self._guest.generation
         self._guest.load_module(self._build.ko.read_bytes(), self._params)
         try:
             self._fd = self._guest.open(f"/dev/{NAME}", os.O_RDONLY)
@@ -106,7 +106,7 @@ class Ledger:
     @property
     def there(self) -> bool:
         """Whether the guest is still the one the ledger was loaded into: it was not restored since."""
-        return len(self._guest.starts) == self._starts
+        return self._guest.generation == self._generation
 
     def again(self) -> None:
         """Read on after the guest was put back to a moment at which this ledger was loaded: from that moment.
@@ -218,7 +218,10 @@ class Ledger:
     def _read(self) -> None:
         """Copy the records out, and only then let the guest write over them."""
         with self._reading:
-            rows = self._committed(self._header_field("produced"))
+            try:
+                rows = self._committed(self._header_field("produced"))
+            finally:
+                self._check()  # a ring that was put back meanwhile is no damaged one, nor ours to write to
             if not len(rows):
                 return
             self._backlog.append(rows)

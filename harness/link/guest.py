@@ -134,6 +134,7 @@ class Guest(Process):
         machine: QEMU; the same object over every `restore`.
         link: to the agent; another one after a `restore`.
         hello: who answered.
+        generation: how often it was put back; another number from the moment `restore` begins.
         on_load: called with the object file of every module that `load_module` has loaded.
     """
 
@@ -158,6 +159,7 @@ class Guest(Process):
         self._snapshots = snapshots
         self._origin: Origin | None = None
         self._starts: list[Start] = []
+        self.generation = 0
         self._peer: Peer | None = None
         self._peer_lock = threading.Lock()
         self._disks: dict[int, Plugged] = {}
@@ -410,6 +412,7 @@ class Guest(Process):
 
     def _let_go(self, why: str) -> None:
         """Everything that speaks to the guest as it was ends here."""
+        self.generation += 1
         self.link.retire(why)
         self._close_ssh()
         with self._peer_lock:

@@ -87,7 +87,7 @@ class MachineSpec:
 
     @property
     def translates(self) -> bool:
-        """Whether an IOMMU is between devices and RAM: QEMU keeps what it has translated outside of any state."""
+        """Whether an IOMMU is between devices and RAM; what it has translated QEMU keeps beside any state."""
         return any("iommu" in device.partition(",")[0] for device in self.devices)
 
     @property

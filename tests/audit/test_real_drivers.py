@@ -14,6 +14,7 @@ import pytest
 
 from harness.audit import AuditResult, AuditRun, Kind
 from harness.audit import traffic as work
+from harness.audit.disk_traffic import PARAMETERS
 from harness.auditing import Equipment, audit_guest, prepared
 from harness.images import GuestImage, SilentProgress
 from harness.link import Guest
@@ -114,7 +115,7 @@ class Seen:
 
 def audited(place: Place, driver: Real) -> Seen:
     subject, ledger = prepared(driver.module, place.image, Equipment((driver.device,)), PROGRESS)
-    run = AuditRun(place.guest, subject, ledger)
+    run = AuditRun(place.guest, subject, ledger, params=PARAMETERS.get(driver.module, ""))
     kinds: Counter[Kind] = Counter()
     alive: list[tuple[int, int]] = []
     replay = run.book.replay

@@ -120,7 +120,7 @@ def test_two_cpus_at_once_keep_the_order(pair, ledger_build, streaming):
 
 def test_the_ledger_comes_and_goes_while_probes_run(pair, ledger_build, streaming):
     pair.load_module(streaming, "what=storm mappings=1000000000")
-    for _ in range(5):
+    for _ in range(2):
         with Ledger(pair, ledger_build, records=5000) as ledger:
             events = ledger.drain()
             assert [event.number for event in events] == list(range(len(events)))

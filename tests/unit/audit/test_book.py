@@ -92,6 +92,7 @@ COMING, GOING, UNBIND = Kind.MODULE_COMING, Kind.MODULE_GOING, Kind.UNBIND
 NOWHERE = (1 << 64) - 1
 WRITE_THROUGH_BIT = 1 << 3
 REFUSED = {"error": -16, "module": "drv"}
+BACKWARDS = (Piece(9 * PAGE, 200, BUS + PAGE, 200), Piece(PAGE, 100, BUS, 100))
 TWO_PAGES = (Piece(BUS, PAGE), Piece(BUS + 8 * PAGE, PAGE))
 WRONG = {
     "above-mask": [alloc(bus=0x1_0000_0000), free(bus=0x1_0000_0000)],
@@ -99,6 +100,14 @@ WRONG = {
     "above-boundary": [
         listed(boundary=0xFFFF, pieces=(Piece(PAGE, 300, 0xFFF0, 300),), bus=0xFFF0),
         listed(Kind.UNMAP_SG, bus=0xFFF0),
+    ],
+    "above-mask/pages": [
+        (Kind.ALLOC_PAGES, alloc(bus=M32 + 1, coherent_mask=NOWHERE)[1]),
+        (Kind.FREE_PAGES, free(bus=M32 + 1)[1]),
+    ],
+    "above-boundary/not contiguous": [
+        (Kind.ALLOC_NONCONTIGUOUS, alloc(size=2 * PAGE, boundary=0xFFF)[1]),
+        (Kind.FREE_NONCONTIGUOUS, free(size=2 * PAGE)[1]),
     ],
     "above-mask/written": [alloc(), free(mask=M32, coherent_mask=0xFFFF)],
     "above-mask/written before a pool was made": [
@@ -219,6 +228,11 @@ WRONG = {
         unmapped(size=50, direction=FROM),
         unmapped(),
     ],
+    "sync-range/beyond an entry of a list": [
+        listed(bus=BUS + PAGE, pieces=BACKWARDS),
+        synced(size=200),
+        listed(Kind.UNMAP_SG, bus=BUS + PAGE),
+    ],
     "sync-range/list": [listed(), synced(size=301, kind=Kind.SYNC_SG_FOR_CPU), listed(Kind.UNMAP_SG)],
     "leak-on-remove": [module(COMING), module(COMING, True), module(GOING, True), alloc(), module(GOING)],
     "leak-on-error": [module(COMING), module(COMING, True), alloc(), module(GOING), module(GOING, True)],
@@ -272,6 +286,10 @@ WRONG = {
 
 RIGHT = {
     "alloc and free": [alloc(), free()],
+    "not contiguous": [
+        (Kind.ALLOC_NONCONTIGUOUS, alloc(bus=BUS + PAGE, size=2 * PAGE)[1]),
+        (Kind.FREE_NONCONTIGUOUS, free(bus=BUS + PAGE, size=2 * PAGE)[1]),
+    ],
     "free nothing": [free(virtual=0)],
     "at the mask": [alloc(bus=M32 + 1 - PAGE), free(bus=M32 + 1 - PAGE)],
     "failed": [alloc(error=-12), mapped(error=-5), module(GOING)],
