@@ -132,6 +132,11 @@ def main(arguments: argparse.Namespace) -> int:
     finally:
         if arguments.json and results:
             write_text(audits_to_json(results), arguments.json)
+    if not results:
+        raise BadInput(
+            f"there is no kernel and machine to audit {arguments.path} on",
+            hint="the lines above say why each was left out",
+        )
     if len(results) > 1:
         _compare(results)
     return exit_code(results)
@@ -188,14 +193,20 @@ class _Job:
             self.progress.note(f"left out: {left_out[0]}")
             return None
         image = prepare(replace(options, refresh=False), self.progress)
-        subject, ledger = prepared(
-            self.arguments.path,
-            image,
-            self.equipment,
-            self.progress,
-            module=self.arguments.module,
-            also=self.arguments.load,
-        )
+        try:
+            subject, ledger = prepared(
+                self.arguments.path,
+                image,
+                self.equipment,
+                self.progress,
+                module=self.arguments.module,
+                also=self.arguments.load,
+            )
+        except BadInput as error:
+            if self.arguments.kernel != ALL:
+                raise
+            self.progress.note(f"left out: {error.summary}")
+            return None
         asked = ", ".join(filter(None, (options.machine, str(self.equipment))))
         with audit_guest(options, image, self.equipment, self.progress) as guest:
             run = AuditRun(guest, subject, ledger, params=self.arguments.params, asked=asked)

@@ -96,6 +96,22 @@ def test_a_machine_a_kernel_cannot_run_on(tmp_path, monkeypatch):
         on("virtio-iommu")
 
 
+def test_of_all_kernels_those_without_the_driver_are_left_out(tmp_path, monkeypatch, capsys):
+    def lacks(*_, **__):
+        raise BadInput("this kernel has no module e1000e")
+
+    kernel = SimpleNamespace(release="6.1", modules=tmp_path)
+    monkeypatch.setattr(audit_door, "prepare_kernel", lambda *_, **__: kernel)
+    monkeypatch.setattr(audit_door, "prepare", lambda *_: SimpleNamespace(kernel=kernel))
+    monkeypatch.setattr(audit_door, "prepared", lacks)
+    assert cli.main(["audit", "e1000e", "--kernel", "all"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("left out: this kernel has no module e1000e") == len(load_recipes())
+    assert "no kernel and machine to audit e1000e on" in told
+    assert cli.main(["audit", "e1000e", "--kernel", "debian-6.1"]) == 2
+    assert "left out" not in capsys.readouterr().err
+
+
 def test_disks_and_networks_come_with_all_that_belongs_to_them():
     equipment = Equipment(("nvme", "edu,dma_mask=0xff", "e1000e", "ahci", "virtio-net-pci"))
     made = equipment.added_to(GuestOptions())
