@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -25,6 +26,7 @@ NAME = "dma_ledger"
 BACKLOG = 1_000_000
 """Records that wait to be decoded at most while `Ledger.keep_up` reads: 256 MB."""
 
+_AT_ONCE = 4096  # records, some 30 ms of decoding
 _EVERY = 0.005  # seconds; a ring of 65536 records takes a guest some 50 times as long to fill
 
 
@@ -76,7 +78,7 @@ class Ledger:
         self.layouts = Layouts.from_elf(build.ko_debug)
         self._decoder = Decoder(self.layouts)
         self._reading = threading.Lock()
-        self._backlog: list[NDArray[Any]] = []
+        self._backlog: deque[NDArray[Any]] = deque()
         self._waiting = 0
 
     def __enter__(self) -> Self:
@@ -166,15 +168,35 @@ class Ledger:
             BadInput: the ring is not what a ledger writes.
             LedgerGone: the guest was restored.
         """
+        return list(self.events())
+
+    def events(self) -> Iterator[Event]:
+        """Yield what `drain` returns, decoded only as it is taken: a million events need not fit in memory.
+
+        Raises:
+            BadInput: the ring is not what a ledger writes.
+            LedgerGone: the guest was restored.
+        """
         self._read()
+        left = self._waiting  # not what comes while these are taken: that may never end
+        while left > 0 and len(rows := self._next()):
+            left -= len(rows)
+            yield from self._decoder.feed(rows)
+
+    def _next(self) -> NDArray[Any]:
+        """Take records that were read, so few that decoding them keeps no other thread waiting for long."""
         with self._reading:
-            backlog, self._backlog = self._backlog, []
-        self._waiting = 0
-        return list(self._decoder.feed(np.concatenate(backlog))) if backlog else []
+            if not self._backlog:
+                return np.empty(0, self._decoder.dtype)
+            rows = self._backlog.popleft()
+            if len(rows) > _AT_ONCE:
+                self._backlog.appendleft(rows[_AT_ONCE:])
+            self._waiting -= min(len(rows), _AT_ONCE)
+            return rows[:_AT_ONCE]
 
     @contextmanager
     def keep_up(self, backlog: int = BACKLOG) -> Iterator[None]:
-        """Read the ring from a thread of its own while the block runs; `drain` decodes what that has read.
+        """Read the ring from a thread of its own while the block runs; others decode what that has read.
 
         Reading takes a small part of the time that decoding does: so a guest that writes faster than
         anybody decodes fills the host's memory first, and loses nothing until that is full as well.

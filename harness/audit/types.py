@@ -81,7 +81,11 @@ class Types:
             length = np.array([one.length for one in memory], dtype=np.uint64)
             survey = self._view.survey_physical(start, length)
             plain = (survey.rows["pat"] == mask_of(_WB)) | (survey.rows["aliases"] == 0)
-            for number in np.flatnonzero(~plain | self._changed(start, length)).tolist():
+            odd = np.flatnonzero(~plain | self._changed(start, length)).tolist()
+            # All of a buffer is one thing to look at, however many pieces it is in.
+            whole = {id(memory[number].entry) for number in odd if memory[number].entry.made.kind in _WHOLE}
+            odd += [number for number, one in enumerate(memory) if id(one.entry) in whole] if whole else []
+            for number in dict.fromkeys(odd):
                 one = memory[number]
                 for frame in range(one.physical // PAGE, -(-(one.physical + one.length) // PAGE)):
                     pages.setdefault(frame, _Page(frame)).entries.append(one.entry)

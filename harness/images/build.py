@@ -134,7 +134,8 @@ def _build(
         built = {path.stem: path for path in sorted(work.rglob("*.ko"))}
         for name in names:
             _keep_module(name, built, folder)
-            check_module(folder / f"{name}.ko", kernel.release, kernel.modules, kernel.headers)
+            ko, beside = folder / f"{name}.ko", work / "Module.symvers"
+            check_module(ko, kernel.release, kernel.modules, kernel.headers, beside=beside)
         shutil.rmtree(work)
 
     folder = store.entry("modules", f"{label}-{build_id}", progress, build)

@@ -46,7 +46,7 @@ static notrace void reached(unsigned long address, unsigned long caller,
 	struct pt_regs *regs = ftrace_get_regs(fregs);
 	const struct detour *detour = place_of(address);
 
-	/* Our own call is the one that is to arrive. */
+	/* Our own call, see ledger_detour_past(), is the one to arrive. */
 	if (!detour->address || within_module(caller, THIS_MODULE))
 		return;
 	if (regs)
@@ -88,9 +88,9 @@ unsigned long ledger_detour_find(const char *name)
 /**
  * ledger_detour_add - have a function called instead of another
  * @address: from ledger_detour_find()
- * @instead: it has to call the function at @address, which is not detoured
- *           again, between ledger_detour_entered() and ledger_detour_left(),
- *           and not as the last thing it does
+ * @instead: it has to call what ledger_detour_past() says, between
+ *           ledger_detour_entered() and ledger_detour_left(), and not as the
+ *           last thing it does
  *
  * Before ledger_detours_open().
  *
@@ -110,6 +110,22 @@ int ledger_detour_add(unsigned long address, ledger_function *instead)
 	detour->address = address;
 	detours++;
 	return 0;
+}
+
+/**
+ * ledger_detour_past - how to call a function that has a detour
+ * @address: from ledger_detour_find()
+ *
+ * Behind the call of ftrace, which would only find out that the caller is us.
+ * A processor that checks where indirect calls land wants the beginning.
+ *
+ * Return: what to call.
+ */
+ledger_function *ledger_detour_past(unsigned long address)
+{
+	if (boot_cpu_has(X86_FEATURE_IBT))
+		return (ledger_function *)address;
+	return (ledger_function *)(address + MCOUNT_INSN_SIZE);
 }
 
 /**

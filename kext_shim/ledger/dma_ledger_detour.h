@@ -13,6 +13,7 @@ typedef unsigned long ledger_function(unsigned long, unsigned long,
 #define LEDGER_DETOURS 64
 
 unsigned long ledger_detour_find(const char *name);
+ledger_function *ledger_detour_past(unsigned long address);
 int ledger_detours_open(void);
 int ledger_detour_add(unsigned long address, ledger_function *instead);
 void ledger_detours_close(void);

@@ -202,10 +202,9 @@ static int arm(struct watch *watch)
 		address = ledger_detour_find(watch->names[i]);
 	if (!address)
 		return -ENOENT;
-	watch->original = (ledger_function *)address;
 	error = ledger_detour_add(address, wrappers[place]);
-	if (error)
-		watch->original = NULL;
+	if (!error)
+		watch->original = ledger_detour_past(address);
 	return error;
 }
 

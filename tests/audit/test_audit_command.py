@@ -59,6 +59,11 @@ def test_a_kernel_that_dies_of_the_driver(audit_command, tmp_path):
     assert "the audit did not come to its end: kernel-panicked" in done.stdout
     assert "NULL pointer dereference" in done.stdout
     assert "panic" in done.stderr
+    (kept,) = (tmp_path / "results").iterdir()
+    assert str(kept.relative_to(tmp_path)) in done.stderr
+    assert "NULL pointer dereference" in (kept / "console.log").read_text()
+    assert "panic" in (kept / "error.txt").read_text()
+    assert {"audit.json", "kernel.log", "qemu.log", "qemu.sh"} <= {file.name for file in kept.iterdir()}
     (one,) = json.loads((tmp_path / "audit.json").read_text())["audits"]
     assert one["failure"]["kind"] == "kernel-panicked"
     assert [finding["rule"] for finding in one["findings"]] == ["free-size"]

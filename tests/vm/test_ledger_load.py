@@ -53,12 +53,15 @@ def test_a_million_mappings_without_loss(guest, ledger_build, streaming):
     book, seen, biggest = Book(), Counter(), 0
     cpus = guest.machine.spec.cpus
 
-    def look():
+    def counted(events):
         nonlocal biggest
-        events = ledger.drain()
-        biggest = max(biggest, len(book.mappings))
-        seen.update(event.kind for event in events)
-        book.replay(events)
+        for event in events:
+            seen[event.kind] += 1
+            biggest = max(biggest, len(book.mappings))
+            yield event
+
+    def look():
+        book.replay(counted(ledger.events()))
 
     # All of it fits into the backlog: how fast this host decodes decides nothing.
     with Ledger(guest, ledger_build, records=1 << 17) as ledger, ledger.keep_up(3 * MILLION):

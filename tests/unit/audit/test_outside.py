@@ -166,6 +166,7 @@ def test_the_last_page_counts(rig):
 
 def test_an_address_that_is_none_is_not_looked_up(rig):
     rig.buffer(attrs=1 << 4, virtual=0xDEAD, physical=0, bus=8 * MIB)
+    rig.buffer(attrs=1 << 4, virtual=0xDEAD)
     assert rig.look() == []
 
 
@@ -208,6 +209,13 @@ def test_a_type_that_was_asked_for_and_not_set(rig):
     assert rig.look() == [("mixed-types", call.number)]
 
 
+def test_a_type_that_was_asked_for_and_never_came(rig):
+    made = rig.buffer()
+    call = rig.event(Kind.MEMORY_WC, virtual=DIRECT + 8 * MIB, physical=8 * MIB, size=1)
+    (found,) = rig.outside.look(rig.book)
+    assert (found.rule, found.event, found.entry.made) == ("mixed-types", call, made)
+
+
 def test_without_a_slot_for_it_write_combined_is_uncached():
     rig = Rig(pat=0x0007040600070406)
     rig.buffer()
@@ -223,9 +231,31 @@ def test_half_a_buffer(rig):
     assert "2 WB, 2 WC" in found.evidence
 
 
-def test_a_list_may_be_of_pages_of_several_types(rig):
+def test_half_a_buffer_in_pieces(rig):
+    pieces = (Piece(8 * MIB, PAGE), Piece(9 * MIB, PAGE))
+    made = rig.event(
+        Kind.ALLOC_NONCONTIGUOUS, bus=8 * MIB, physical=8 * MIB, size=2 * PAGE, pieces=pieces, name="drv.0"
+    )
+    call = rig.typed(Kind.MEMORY_WC, bits=WC)
+    found = [one for one in rig.outside.look(rig.book) if one.rule != "not-where-claimed"]
+    assert [(one.rule, one.event, one.entry.made) for one in found] == [("mixed-types", call, made)]
+
+
+def test_a_mapping_may_be_of_a_part_that_changes(rig):
+    rig.mapping(8 * MIB, size=2 * PAGE)
     rig.typed(Kind.MEMORY_WC, bits=WC)
+    assert rig.look() == []
+
+
+def test_what_was_typed_before_it_was_handed_out_is_not_the_new_owners(rig):
+    rig.typed(Kind.MEMORY_WC, bits=WC)
+    rig.buffer(pages=2)
+    assert rig.look() == []
+
+
+def test_a_list_may_be_of_pages_of_several_types(rig):
     rig.event(Kind.MAP_SG, pieces=tuple(Piece(at, PAGE, at, PAGE) for at in (8 * MIB, 9 * MIB)))
+    rig.typed(Kind.MEMORY_WC, bits=WC)
     assert rig.look() == []
 
 
@@ -297,8 +327,11 @@ def test_a_user_mapping_that_nobody_saw_made(rig):
     assert rig.look() == [("user-mapping-type", call.number)]
 
 
-def test_a_call_that_was_accused_already_is_not_accused_of_what_came_of_it(rig):
+@pytest.mark.parametrize("window", [False, True])
+def test_a_call_that_was_accused_already_is_not_accused_of_what_came_of_it(rig, window):
     rig.buffer(pages=2)
+    if window:
+        rig.tables.map(VMALLOC, 8 * MIB)
     call = rig.typed(Kind.MEMORY_WC, bits=WC)
     rig.events[-1] = replace(call, virtual=call.virtual + 64, flags=Flag(0))
     assert rig.look() == []
@@ -314,6 +347,15 @@ def test_the_next_owner_is_not_accused_of_what_was_left(rig):
 
 
 # ---------------------------------------------------------------------------------------------- behind a unit
+
+
+def test_ranges_and_memory_are_paired_byte_by_byte(unit):
+    """Of three pages in two pieces the device sees two ranges, cut elsewhere."""
+    pieces = (Piece(8 * MIB, 2 * PAGE, unit.BUS, PAGE), Piece(9 * MIB, PAGE, unit.BUS + 9 * PAGE, 2 * PAGE))
+    for at, physical in ((0, 8 * MIB), (9, 8 * MIB + PAGE), (10, 9 * MIB)):
+        unit.enter(unit.BUS + at * PAGE, physical, 3)
+    unit.event(Kind.MAP_SG, direction=BOTH, bus=unit.BUS, physical=8 * MIB, size=3 * PAGE, pieces=pieces)
+    assert unit.look() == []
 
 
 def test_a_good_driver_behind_a_unit(unit):
@@ -452,6 +494,17 @@ def test_what_is_seen_once_only_was_on_its_way(rig):
     rig.after_ping = lambda: rig.typed(Kind.MEMORY_WC, pages=2, bits=WC)
     assert rig.look() == []
     assert rig.pings == 1
+
+
+def test_what_is_new_in_a_second_look_is_not_told_by_it(rig):
+    first = rig.buffer(virtual=VMALLOC)
+
+    def change() -> None:
+        rig.tables.map(VMALLOC, first.physical)
+        rig.buffer(9 * MIB, virtual=VMALLOC + PAGE)
+
+    rig.after_ping = change
+    assert rig.look() == []
 
 
 def test_thousands_are_one_look(unit):

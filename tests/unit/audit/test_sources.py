@@ -165,11 +165,11 @@ def test_a_folder_is_built(kernel, folder, monkeypatch, tmp_path):
     ko = module(tmp_path, "ring")
     asked = []
 
-    def build(kernel, source, progress, *, name):  # noqa: ARG001
-        asked.append((source, name))
-        return ModuleBuild(ko, ko, "0123", tmp_path / "build.log")
+    def build(kernel, source, progress, names):  # noqa: ARG001
+        asked.append((source, *names))
+        return dict.fromkeys(names, ModuleBuild(ko, ko, "0123", tmp_path / "build.log"))
 
-    monkeypatch.setattr(sources, "build_module", build)
+    monkeypatch.setattr(sources, "build_modules", build)
     subject = found(folder, kernel)
     assert asked == [(folder, "ring")]
     assert (subject.name, subject.folder, subject.module.debug) == ("ring", folder, ko)
@@ -209,6 +209,18 @@ def test_a_kbuild_that_make_cannot_read(kernel, folder):
     assert any("Kbuild:1" in one for one in caught.value.evidence)
 
 
+def test_what_is_built_beside_it_is_loaded_before_it(kernel, folder, builds, monkeypatch, tmp_path):
+    depends = {"ring": "core,libahci", "core": "base", "base": "sd_mod", "other": ""}
+    builds(*depends)
+    kos = {name: module(tmp_path, name, depends=needed) for name, needed in depends.items()}
+    made = {name: ModuleBuild(ko, ko, "0123", tmp_path / "build.log") for name, ko in kos.items()}
+    monkeypatch.setattr(sources, "build_modules", lambda *_: made)
+    assert [one.name for one in found(folder, kernel).modules] == [
+        *("sd_mod", "libata", "libahci"),
+        *("base", "core", "ring"),
+    ]
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -231,4 +243,4 @@ def test_a_folder_of_which_no_module_is_meant(kernel, folder, builds, case):
 def test_which_of_a_folders_modules_is_meant(kernel, folder, builds, case):
     names, wanted, chosen = case
     builds(*names)
-    assert sources._chosen(folder, kernel, wanted) == chosen
+    assert sources._chosen(folder, kernel, wanted) == (names, chosen)

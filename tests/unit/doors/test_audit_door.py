@@ -14,7 +14,7 @@ from harness.audit.findings import Finding
 from harness.audit.rules import rule
 from harness.auditing import Equipment, failures_of
 from harness.errors import BadInput, GuestFailure, HarnessError
-from harness.images import load_recipes
+from harness.images import SilentProgress, load_recipes
 from harness.link import GuestOptions
 from harness.pytest_plugin import audits
 from harness.vm import Disk, DiskModel, Network, NetworkModel
@@ -27,7 +27,7 @@ def driver(tmp_path, monkeypatch):
     (tmp_path / "ring" / "Kbuild").write_text("obj-m := ring.o\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("IOBMD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(audit_door, "prepare", lambda *_: pytest.fail("a kernel was prepared"))
+    monkeypatch.setattr(audit_door, "prepare_kernel", lambda *_, **__: pytest.fail("a kernel was prepared"))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,36 @@ def test_every_kernel_with_every_machine():
     asked = parser.parse_args(["audit", "ring", "--kernel", "all", "--machine", "usual,pc"])
     wanted = [(one.kernel, one.machine) for one in audit_door._wanted(asked)]
     assert wanted == [(kernel, machine) for kernel in load_recipes() for machine in ("usual", "pc")]
+
+
+def test_a_machine_a_kernel_cannot_run_on(tmp_path, monkeypatch):
+    kernel = SimpleNamespace(release="6.1", modules=tmp_path)  # no modules at all
+    monkeypatch.setattr(audit_door, "prepare_kernel", lambda *_, **__: kernel)
+
+    def on(asked):
+        arguments = cli._parser().parse_args(["audit", "ring", "--machine", asked])
+        options = [one for one in audit_door._wanted(arguments) if one.machine == "virtio-iommu"]
+        return audit_door._Job(arguments, Equipment(), (), SilentProgress()).on(*options)
+
+    assert on("all") is None
+    with pytest.raises(BadInput, match="the machine virtio-iommu cannot be had"):
+        on("virtio-iommu")
+
+
+def test_of_all_kernels_those_without_the_driver_are_left_out(tmp_path, monkeypatch, capsys):
+    def lacks(*_, **__):
+        raise BadInput("this kernel has no module e1000e")
+
+    kernel = SimpleNamespace(release="6.1", modules=tmp_path)
+    monkeypatch.setattr(audit_door, "prepare_kernel", lambda *_, **__: kernel)
+    monkeypatch.setattr(audit_door, "prepare", lambda *_: SimpleNamespace(kernel=kernel))
+    monkeypatch.setattr(audit_door, "prepared", lacks)
+    assert cli.main(["audit", "e1000e", "--kernel", "all"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("left out: this kernel has no module e1000e") == len(load_recipes())
+    assert "no kernel and machine to audit e1000e on" in told
+    assert cli.main(["audit", "e1000e", "--kernel", "debian-6.1"]) == 2
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_disks_and_networks_come_with_all_that_belongs_to_them():
