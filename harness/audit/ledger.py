@@ -116,9 +116,10 @@ class Ledger:
         Raises:
             GuestOSError: it was not loaded then.
         """
-        self._starts = len(self._guest.starts)
+        self._generation = self._guest.generation
         self._decoder = Decoder(self.layouts)
-        self._backlog, self._waiting = [], 0
+        self._backlog.clear()
+        self._waiting = 0
         self._begin()
 
     def _begin(self) -> None:
