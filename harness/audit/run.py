@@ -38,6 +38,8 @@ _NAME_BYTES = 19
 
 RECORDS = 65536
 """Of the ring, 256 bytes each: 16 MiB that a guest can spare, and two seconds of the busiest driver."""
+FRAMES = 10
+"""Of the callers' stacks: a driver can be that deep behind virtio's own layers."""
 
 
 class AuditRun:
@@ -118,7 +120,8 @@ class AuditRun:
         self.sites = Sites.of_guest(self.guest, files, {self.name: folder} if folder is not None else {})
         self.provenance = provenance_of(self.guest)
         try:
-            self._ledger = self._stack.enter_context(Ledger(self.guest, self.ledger, RECORDS))
+            ledger = Ledger(self.guest, self.ledger, RECORDS, frames=FRAMES)
+            self._ledger = self._stack.enter_context(ledger)
             self.armed = self._ledger.info()["armed"]
             self._side.enter_context(self._ledger.keep_up())
             self._follower = self._side.enter_context(Follower(self._ledger, self._take))
