@@ -6,16 +6,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from harness.audit import AuditResult, AuditRun, Exercise, exercise_of, kind_of, rule, rules
 from harness.audit.exercises import TRAFFIC
 from harness.audit.result import exit_code
-from harness.auditing import Equipment, audit_guest, failures_of, prepared
-from harness.errors import BadInput, FailureKind
-from harness.images import Progress, RichProgress, load_recipes
+from harness.auditing import Equipment, audit_guest, failures_of, keep_evidence, prepared
+from harness.errors import BadInput, FailureKind, GuestFailure
+from harness.images import Progress, RichProgress, load_recipes, prepare_kernel
 from harness.machines import ALL, find_machine, fitting, machines_named
 from harness.options import MachineOptions, add_options, from_namespace, prepare
 from harness.report import (
@@ -94,6 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--load", metavar="NAME", action="append", default=[],
         help="load this module of the kernel's first, although the driver does not depend on it")  # fmt: skip
     add("--json", metavar="FILE", type=Path, help="write all of it to FILE, too")
+    add("--results", metavar="DIR", type=Path, default=Path("results"),
+        help="where a guest that died leaves its console and QEMU's log; default %(default)s")  # fmt: skip
     add("-v", "--verbose", action="store_true",
         help="print every place that made a buffer, and call stacks")  # fmt: skip
     add("--list-rules", action="store_true", help="list the rules and end")
@@ -130,6 +132,11 @@ def main(arguments: argparse.Namespace) -> int:
     finally:
         if arguments.json and results:
             write_text(audits_to_json(results), arguments.json)
+    if not results:
+        raise BadInput(
+            f"there is no kernel and machine to audit {arguments.path} on",
+            hint="the lines above say why each was left out",
+        )
     if len(results) > 1:
         _compare(results)
     return exit_code(results)
@@ -180,19 +187,26 @@ class _Job:
             HarnessError: it could not begin.
             KeyboardInterrupt: after what was found until then was printed.
         """
-        image = prepare(options, self.progress)
-        _, left_out = fitting([find_machine(options.machine)], image.kernel, asked=self.arguments.machine)
+        kernel = prepare_kernel(options.selector, self.progress, refresh=options.refresh)
+        _, left_out = fitting([find_machine(options.machine)], kernel, asked=self.arguments.machine)
         if left_out:
             self.progress.note(f"left out: {left_out[0]}")
             return None
-        subject, ledger = prepared(
-            self.arguments.path,
-            image,
-            self.equipment,
-            self.progress,
-            module=self.arguments.module,
-            also=self.arguments.load,
-        )
+        image = prepare(replace(options, refresh=False), self.progress)
+        try:
+            subject, ledger = prepared(
+                self.arguments.path,
+                image,
+                self.equipment,
+                self.progress,
+                module=self.arguments.module,
+                also=self.arguments.load,
+            )
+        except BadInput as error:
+            if self.arguments.kernel != ALL:
+                raise
+            self.progress.note(f"left out: {error.summary}")
+            return None
         asked = ", ".join(filter(None, (options.machine, str(self.equipment))))
         with audit_guest(options, image, self.equipment, self.progress) as guest:
             run = AuditRun(guest, subject, ledger, params=self.arguments.params, asked=asked)
@@ -201,6 +215,9 @@ class _Job:
             finally:
                 if run.begun:
                     print_audit(run.result(), verbose=self.arguments.verbose)
+            if run.begun and isinstance(run.failure, GuestFailure):
+                kept = keep_evidence(run, self.arguments.results, audits_to_json([run.result()]))
+                self.progress.note(f"\niobmd: {kept}")
         if run.failure is not None:
             if not run.begun:
                 raise run.failure
@@ -220,7 +237,8 @@ def _compare(results: Sequence[AuditResult]) -> None:
     console = report_console()
     console.print()
     for result in results:
-        end = f"{len(result.findings)} findings"
+        count = len(result.findings)
+        end = f"{count} finding{'' if count == 1 else 's'}" if count else "no findings"
         if result.failure is not None:
             end += f", {result.failure.kind.word}"
         elif result.complaints and not result.findings:

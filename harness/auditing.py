@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from harness.audit import AuditRun, Exercise, Subject, build_ledger, exercise_of, resolve
 from harness.audit.exercises import TRAFFIC
 from harness.audit.traffic import attachment
 from harness.errors import BadInput, HarnessError, interruption
 from harness.forensics import diagnose
+from harness.forensics.evidence import SILENT, hang_report
 from harness.images import GuestImage, ModuleBuild, Progress
 from harness.link import Guest, GuestOptions
 from harness.options import MachineOptions
@@ -26,8 +31,9 @@ class Equipment:
     """Devices for a machine, by the words for them.
 
     Attributes:
-        words: as after ``--device``: ``nvme``, ``ahci``, ``virtio-blk``, ``e1000e`` or ``virtio-net`` for a
-            disk or a network with all that belongs to it; anything else is a QEMU ``-device`` value.
+        words: as after ``--device``: ``nvme``, ``ahci``, ``virtio-blk``, ``e1000e``, ``e1000`` or
+            ``virtio-net`` for a disk or a network with all that belongs to it; anything else is a QEMU
+            ``-device`` value.
     """
 
     words: tuple[str, ...] = ()
@@ -118,3 +124,32 @@ def failures_of(run: AuditRun) -> Iterator[None]:
         if not isinstance(better, HarnessError):
             raise
         run.failure = better
+
+
+def keep_evidence(run: AuditRun, root: Path, report: str) -> str:
+    """Keep what is known of a guest that died under a driver; it has not been closed yet.
+
+    Args:
+        run: its failure is known.
+        root: the folder for results; a new one is made in it.
+        report: the audit as JSON.
+
+    Returns:
+        What to say of it: where it is, or why it is nowhere.
+    """
+    folder = root / time.strftime(f"audit-{run.name}-%Y%m%d-%H%M%S-{os.getpid()}")
+    machine = run.guest.machine
+    silent = run.failure is not None and run.failure.kind in SILENT
+    try:
+        folder.mkdir(parents=True)
+        (folder / "error.txt").write_text(f"{run.failure}\n", encoding="utf-8")
+        (folder / "audit.json").write_text(report, encoding="ascii")
+        (folder / "console.log").write_bytes(machine.console.raw())
+        (folder / "kernel.log").write_text(run.observed.said(), encoding="utf-8")
+        (folder / "qemu.sh").write_text(f"{machine.repro_command()}\n", encoding="utf-8")
+        shutil.copyfile(machine.workdir / "qemu.log", folder / "qemu.log")
+        if silent:
+            (folder / "hang.txt").write_text(hang_report(run.guest), encoding="utf-8")
+    except OSError as error:
+        return f"evidence was not kept: {error}"
+    return f"kept in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}"

@@ -14,6 +14,12 @@ Tests are ordered by kernel and dealt out in that order: every worker changes to
 The kernel's log is cut per test.  An oops, a warning or a checker's finding fails the test it came in, even
 if its asserts passed, unless ``@pytest.mark.expect_oops("regex")`` wants it; the guest is restored then.
 
+``audit`` watches a driver that nobody changed, in a guest with the devices it wants (`harness.audit`)::
+
+    with audit.module("./mydriver", devices=["edu"]) as run:
+        run.sh("...")
+    assert run.findings == []
+
 A test that fails while it uses a guest leaves what is known of the guest in ``results/latest``
 (``--results``), with ``--dump-on-failure`` its memory as well; ``iobmd repro`` runs it again from there.
 ``--keep-vm`` keeps the guest itself, for gdb, a shell and QMP.

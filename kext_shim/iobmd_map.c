@@ -4,7 +4,6 @@
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
-#include <asm/memtype.h>
 
 #include "iobmd_area.h"
 #include "iobmd_descriptor.h"
@@ -176,11 +175,6 @@ static int map_into_process(struct iobmd_map *map, u64 address,
 	unsigned long base;
 	int error;
 
-	/* Without tracking nothing tells a process's entries the type. */
-	if (memory->type != IOBMD_TYPE_WB && !pat_enabled())
-		return iobmd_refuse(
-			reason, -EOPNOTSUPP,
-			"this kernel does not track memory types, which user mappings follow");
 	if (fixed && offset_in_page(address) != map->in_page)
 		return iobmd_refuse(
 			reason, -EINVAL,

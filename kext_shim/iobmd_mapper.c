@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+#include <linux/acpi.h>
 #include <linux/dma-mapping.h>
 #include <linux/log2.h>
 #include <linux/mm.h>
@@ -19,10 +20,23 @@ static struct pci_dev *edu;
 /* How wide an I/O address may be is the device's property, not a mapping's. */
 static DEFINE_MUTEX(mapping);
 
+/*
+ * A device that no driver wants is left alone by an IOMMU that firmware tables
+ * describe (VIOT): it comes under it when a driver is bound.  This is what the
+ * PCI bus does then (pci_dma_configure() in drivers/pci/pci-driver.c).
+ */
+static void configure(struct pci_dev *device)
+{
+	if (!device_iommu_mapped(&device->dev))
+		acpi_dma_configure(&device->dev, DEV_DMA_COHERENT);
+}
+
 /** iobmd_mapper_init - look for a device that is behind an IOMMU */
 void iobmd_mapper_init(void)
 {
 	edu = pci_get_device(EDU_VENDOR, EDU_DEVICE, NULL);
+	if (edu)
+		configure(edu);
 	if (edu && device_iommu_mapped(&edu->dev))
 		return;
 	pci_dev_put(edu);

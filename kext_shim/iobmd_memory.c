@@ -255,7 +255,18 @@ int iobmd_memory_open_space(struct iobmd_memory *memory)
 	return error;
 }
 
-/* The kernel's tracking of the page decides on the type of the entry. */
+/*
+ * The area says of which type its entries are to be.  A kernel that tracks the
+ * types of pages goes by the page (track_pfn_insert() in arch/x86/mm/pat); one
+ * that was started with nopat goes by this.  All faults on the memory hold its
+ * lock, and a change of type has taken every older entry away.
+ */
+static void type_area(struct vm_area_struct *vma, enum iobmd_memory_type type)
+{
+	WRITE_ONCE(vma->vm_page_prot,
+		   iobmd_memtype_retyped(vma->vm_page_prot, type));
+}
+
 static vm_fault_t insert(struct vm_fault *vmf, struct page *page)
 {
 	return vmf_insert_mixed(vmf->vma, vmf->address,
@@ -291,6 +302,7 @@ vm_fault_t iobmd_memory_fault(struct iobmd_memory *memory, unsigned long index,
 	struct page *page;
 
 	lockdep_assert_held(&memory->lock);
+	type_area(vmf->vma, memory->type);
 	if (!memory->is_pageable)
 		return insert(vmf, memory->backing.pages[index]);
 	if (memory->type == IOBMD_TYPE_WB)

@@ -75,17 +75,29 @@ u32 iobmd_memtype_available(void)
 }
 
 /**
- * iobmd_memtype_pgprot - protection bits of a kernel mapping
+ * iobmd_memtype_retyped - the same protection bits with another memory type
+ * @protection: of a mapping with small pages
  * @type: an available type
  *
- * Built from cleared cache bits: or-ing one type onto another makes a third.
+ * The old type's bits go first: or-ing one type onto another makes a third.
+ *
+ * Return: @protection with @type.
+ */
+pgprot_t iobmd_memtype_retyped(pgprot_t protection, enum iobmd_memory_type type)
+{
+	return __pgprot((pgprot_val(protection) & ~_PAGE_CACHE_MASK) |
+			cache_bits(type));
+}
+
+/**
+ * iobmd_memtype_pgprot - protection bits of a kernel mapping
+ * @type: an available type
  *
  * Return: PAGE_KERNEL with @type.
  */
 pgprot_t iobmd_memtype_pgprot(enum iobmd_memory_type type)
 {
-	return __pgprot((pgprot_val(PAGE_KERNEL) & ~_PAGE_CACHE_MASK) |
-			cache_bits(type));
+	return iobmd_memtype_retyped(PAGE_KERNEL, type);
 }
 
 /*

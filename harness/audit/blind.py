@@ -34,7 +34,10 @@ def _records(run: AuditRun) -> Iterator[Blind]:
             "be judged wrongly"
         )
     if run.missed:
-        yield Blind(f"{run.missed} calls went past the ledger: a probe was busy with another one")
+        yield Blind(
+            f"{run.missed} calls went past the ledger, a probe was busy with another one: what seems to be "
+            "left may have ended in one of them"
+        )
     unarmed = [kind.name.lower() for kind in Kind if kind > Kind.PIECE and not run.armed >> kind & 1]
     if run.armed and unarmed:
         yield Blind(f"this kernel has no place to watch: {', '.join(unarmed)}")
@@ -42,7 +45,8 @@ def _records(run: AuditRun) -> Iterator[Blind]:
 
 def _driver(run: AuditRun) -> Iterator[Blind]:
     if run.failure is not None:
-        yield Blind(f"the audit ended before its time: {run.failure.summary}", _AT_THE_END)
+        ended = f"the audit ended before its time: {run.failure.summary}"
+        yield Blind(ended, () if run.unloaded else _AT_THE_END)
     if not run.devices:
         yield Blind(
             f"{run.name} drove no device: its probe never ran, or failed",

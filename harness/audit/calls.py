@@ -51,6 +51,9 @@ FUNCTIONS: Final = MappingProxyType(
     }
 )
 
+#: How functions begin that make such a call for others (kernel/dma/mapping.c, mm/dmapool.c).
+HELPERS: Final = ("dma_", "dmam_", "__dma_")
+
 #: Where the kernel enters a driver.  What lies beyond on a stack has not made the call: a module that unloads
 #: itself, or somebody who was interrupted (drivers/base/{dd,devres,platform}.c, drivers/pci/pci-driver.c,
 #: drivers/virtio/virtio.c, kernel/irq/handle.c, kernel/softirq.c, kernel/time/timer.c,

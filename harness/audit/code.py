@@ -40,7 +40,7 @@ Target = str | int
 """What is called or jumped to: a function of somebody else by its name, or an offset in the same text."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CodeText:
     """One of a module's two texts; all offsets are bytes from its start.
 
@@ -73,7 +73,7 @@ class CodeText:
                 yield operand - 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModuleCode:
     """What a module's file says about its code.
 

@@ -67,7 +67,9 @@ def exercise_of(word: str) -> Exercise:
         BadInput: there is no such file, or it has no such function.
     """
     if word == TRAFFIC:
-        return Exercise("traffic through its disks and networks", lambda run: traffic(run.guest))
+        return Exercise(
+            "traffic through its disks and networks", lambda run: traffic(run.guest, meanwhile=run.look)
+        )
     file = Path(word)
     if not file.is_file():
         raise BadInput(

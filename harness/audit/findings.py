@@ -16,6 +16,7 @@ from harness.images.modules import canonical
 
 _WIDTH: Final = 100
 _LABEL: Final = 12
+_NAME_BYTES: Final = 19  # of a device's name in a record: struct dma_ledger_record has room for no more
 _EVIDENCE: Final = 3
 """Different pieces of evidence that a finding keeps; the others are counted."""
 
@@ -57,6 +58,7 @@ class Finding:
         rule = self.rule
         times = f" (seen {self.count} times)" if self.count > 1 else ""
         lines = [f"{rule.id}: {self.driver or self.module or 'the kernel'}, {self.site}{times}"]
+        lines += [f"    {self.site.line:>6} | {self.site.text}"] if self.site.text else []
         rows = [("rule", rule.sentence)]
         if self.device:
             rows.append(("device", self.device))
@@ -107,7 +109,7 @@ def findings(
     Args:
         violations: in any order.
         sites: has followed the events they are about.
-        modules: those whose findings are wanted; None: everybody's.
+        modules: those whose findings are wanted, or drivers that are built in; None: everybody's.
         devices: devices whose findings are wanted too, whoever the stack names; None: by modules alone.
 
     Returns:
@@ -116,10 +118,12 @@ def findings(
     Raises:
         BadInput: a violation of a rule that nobody knows.
     """
+    names = {name[:_NAME_BYTES] for name in devices or ()}
     cases: dict[object, _Case] = {}
     for violation in sorted(violations, key=lambda one: (one.event.time, one.event.number)):
         case = _case(violation, sites, modules)
-        if modules is not None and case.site.module not in modules and case.device not in (devices or ()):
+        whose = case.site.module or canonical(case.driver)  # a driver can be built in
+        if modules is not None and whose not in modules and case.device not in names:
             continue
         case = cases.setdefault((case.rule.id, case.driver, case.site), case)
         case.add(violation)
@@ -195,20 +199,26 @@ def _case(violation: Violation, sites: Sites, modules: Collection[str] | None) -
 
 def _driver(about: Event, site: Site) -> str:
     """Return who is to blame: the device's driver, unless another module works with its device."""
-    same = canonical(about.driver) == site.module[:DRIVER_BYTES]
-    return about.driver if about.driver and (same or not site.module) else site.module
+    if not site.module:
+        return about.driver
+    # A record has not room for every name.
+    same = canonical(about.driver) == site.module[:DRIVER_BYTES] and len(site.module) <= DRIVER_BYTES
+    return about.driver if same else site.module
 
 
 def _plain(site: Site | None) -> dict[str, Any] | None:
     if site is None:
         return None
     return {
-        "text": str(site),
+        "name": str(site),
         "module": site.module,
         "function": site.function,
         "offset": site.offset,
         "file": site.file,
         "line": site.line,
         "inlined": site.inlined,
+        "perhaps": list(site.perhaps),
+        "through": site.through,
+        "source": site.text,
         "stack": list(site.stack),
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reading the ledger while its guest works, so that the ring never fills up."""
+"""Taking a ledger's events while its guest works: at the end there is little left to wait for."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Follower:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the thread; what has not been read by then stays in the ring."""
+        """End the thread; what has not been taken by then stays where it is."""
         self._ended.set()
         self._thread.join()
 

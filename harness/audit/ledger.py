@@ -111,6 +111,17 @@ class Ledger:
         """Whether the guest is still the one the ledger was loaded into: it was not restored since."""
         return self._guest.generation == self._generation
 
+    def again(self) -> None:
+        """Read on after the guest was put back to a moment at which this ledger was loaded: from that moment.
+
+        Raises:
+            GuestOSError: it was not loaded then.
+        """
+        self._starts = len(self._guest.starts)
+        self._decoder = Decoder(self.layouts)
+        self._backlog, self._waiting = [], 0
+        self._begin()
+
     def _begin(self) -> None:
         info = self.info()
         ram = self._guest.machine.ram

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.audit.events import Direction, Event, Kind
 from harness.audit.live import Entry, bus_ranges
@@ -67,16 +67,25 @@ class Listing:
     """
 
     groups: dict[Key, Group] = field(default_factory=dict)
+    _pools: dict[int, Event] = field(default_factory=dict)
 
     def replay(self, events: Iterable[Event]) -> None:
         """Count the events that follow those counted before."""
         for event in events:
             if event.kind in MADE:
-                key = key_of(event)
+                made = self._of_pool(event)
+                key = key_of(made)
                 group = self.groups.get(key)
                 if group is None:
-                    group = self.groups[key] = Group(event)
-                group.add(event)
+                    group = self.groups[key] = Group(made)
+                group.add(made)
+
+    def _of_pool(self, event: Event) -> Event:
+        """A block has the size of its pool's, and is known by its name."""
+        if event.kind is Kind.POOL_CREATE:
+            self._pools[event.owner] = event
+        pool = self._pools.get(event.owner) if event.kind is Kind.POOL_ALLOC else None
+        return event if pool is None else replace(event, size=pool.size, name=pool.name)
 
     def of(self, ours: Callable[[Event], bool]) -> list[Group]:
         """Return the groups whose first call is one of *ours*, in the order they began."""

@@ -28,6 +28,9 @@ _INTEL: Final = re.compile(
 )
 #: drivers/iommu/virtio-iommu.c: viommu_fault_handler; the endpoint is a PCI requester's number.
 _VIRTIO: Final = re.compile(r"virtio_iommu \S+: \w+ fault from EP (\d+) at 0x([0-9a-f]+) \[(R?)(W?)X?\]")
+_CLOCKS: Final = 100_000_000
+"""Nanoseconds that the log's clock may be behind the ledger's: some 30 ms were seen."""
+
 _NEAR: Final = 1 << 20
 """How far from a mapping, in bytes, an address may be and still be an overrun of it."""
 
@@ -114,7 +117,8 @@ def _judged(fault: Fault, book: Book) -> Violation:
         for entry in (*live, *live.gone())
         if entry.made.name.endswith(fault.device)
     ]
-    before = [entry for entry in owned if not fault.time or entry.made.time <= fault.time] or owned
+    latest = fault.time + _CLOCKS
+    before = [entry for entry in owned if not fault.time or entry.made.time <= latest] or owned
     before.sort(key=lambda entry: entry.made.number)
     covering = [entry for entry in before if _distance(entry, fault.address) == 0]
     if covering:
@@ -125,10 +129,11 @@ def _judged(fault: Fault, book: Book) -> Violation:
                 words = f"{fault.text}: that is the physical address of what is mapped at {entry.made.bus:#x}"
                 return Violation("virt-to-phys-as-bus", entry.made, entry, words)
     nearest = min(reversed(before), key=lambda entry: _distance(entry, fault.address), default=None)
-    if nearest is not None and (away := _distance(nearest, fault.address)) <= _NEAR:
-        words = f"{fault.text}: {away} bytes from the {nearest.made.size} at {nearest.made.bus:#x}"
+    if nearest is not None and _distance(nearest, fault.address) <= _NEAR:
+        words = f"{fault.text}: nearest are {nearest.made.size} bytes at {nearest.made.bus:#x}"
         return Violation("unreachable-bus-address", nearest.made, nearest, words)
-    nowhere = Event(-1, Kind.NOTHING, fault.time, name=fault.device, subsystem="pci")
+    # No log says the domain, which is 0 on a machine of QEMU's.
+    nowhere = Event(-1, Kind.NOTHING, fault.time, name=f"0000:{fault.device}", subsystem="pci")
     return Violation("unreachable-bus-address", nowhere, None, f"{fault.text}: nothing was mapped near it")
 
 

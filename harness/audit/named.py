@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import time
 
 from harness.errors import GuestFailure
 from harness.link import Guest, GuestOSError, Out
 from harness.link.syscalls import cstring
-from harness.vm.attached import disk_address, network_address
+from harness.vm.attached import network_address
 
 _READLINK, _GETDENTS64 = 89, 217
 _ENTRIES = 16 * 1024
@@ -31,7 +32,7 @@ def disk_name(guest: Guest, index: int = 0) -> str:
     Raises:
         GuestFailure: no driver shows the disk in time.
     """
-    return _appeared(guest, "/sys/block", disk_address(index))
+    return _appeared(guest, "/sys/block", guest.disk_address(index))
 
 
 def network_name(guest: Guest, index: int = 0) -> str:
@@ -63,9 +64,21 @@ def listed(guest: Guest, folder: str) -> list[str]:
 
 
 def driver_of(guest: Guest, address: str) -> str:
-    """Return the driver a PCI device has at the moment, ``""`` for none; for example ``"e1000e"``."""
+    """Return the driver a PCI device has at the moment, ``""`` for none; for example ``"e1000e"``.
+
+    virtio-pci only makes a virtio device of it, so that one's driver is meant where there is one.
+    """
+    folder = f"/sys/bus/pci/devices/{address}"
+    driver = _driver(guest, folder)
+    if driver != "virtio-pci":
+        return driver
+    within = [name for name in listed(guest, folder) if re.fullmatch(r"virtio\d+", name)]
+    return _driver(guest, f"{folder}/{within[0]}") if within else ""
+
+
+def _driver(guest: Guest, folder: str) -> str:
     try:
-        return _target(guest, f"/sys/bus/pci/devices/{address}/driver").rpartition("/")[2]
+        return _target(guest, f"{folder}/driver").rpartition("/")[2]
     except GuestOSError:
         return ""
 

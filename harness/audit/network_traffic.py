@@ -16,7 +16,7 @@ import numpy as np
 
 from harness.audit.disk_traffic import TrafficDiffers, check
 from harness.audit.named import network_name
-from harness.link import Guest, GuestOSError, In, Nr, Out
+from harness.link import Guest, GuestOSError, In, Nr, Out, UserMemory
 from harness.vm.attached import ADDRESS, GATEWAY, PEER
 
 _SOCKET, _CONNECT, _SENDTO, _RECVFROM, _BIND, _SETSOCKOPT = 41, 42, 44, 45, 49, 54
@@ -61,7 +61,13 @@ class NetworkTraffic:
 
 
 def network(
-    guest: Guest, index: int = 0, *, kib: int = 512, rounds: int = 4, seed: int = 0
+    guest: Guest,
+    index: int = 0,
+    *,
+    kib: int = 512,
+    rounds: int = 4,
+    seed: int = 0,
+    meanwhile: Callable[[], object] | None = None,
 ) -> NetworkTraffic:
     """Use a network card of the machine: up, a DHCP offer, pings, TCP both ways, down.
 
@@ -71,6 +77,7 @@ def network(
         kib: length of the stream in each direction, in KiB.
         rounds: how often each size of ping is sent.
         seed: of the bytes.
+        meanwhile: called once while the card is up and a connection is open.
 
     Raises:
         TrafficDiffers: what arrived is not what was sent, or nothing arrived.
@@ -79,7 +86,7 @@ def network(
     """
     name = network_name(guest, index)
     random = np.random.default_rng(seed)
-    work = _Work(guest, name, guest.machine.attached.wires[index])
+    work = Card(guest, name, guest.machine.attached.wires[index])
     with work.up():
         lease = work.lease(random.bytes(4))
         if lease != ADDRESS:
@@ -88,12 +95,22 @@ def network(
         pings = sum(work.ping(number, random.bytes(size)) for number, size in enumerate(_PINGS * rounds))
         with work.connected() as fd:
             sent = work.send(fd, random.bytes(kib * 1024))
+            if meanwhile is not None:
+                meanwhile()
             received = work.receive(fd, random.bytes(kib * 1024))
     return NetworkTraffic(name, lease, pings, sent, received)
 
 
 @dataclass(frozen=True)
-class _Work:
+class Card:
+    """A network card at work; see `network`.
+
+    Attributes:
+        guest: where it is.
+        name: the kernel's for it.
+        wire: the host's end of the connections it makes.
+    """
+
     guest: Guest
     name: str
     wire: socket.socket
@@ -109,6 +126,7 @@ class _Work:
             self._control(_SIFFLAGS, struct.pack("<H", 0))
 
     def address(self) -> None:
+        """Give it the address that QEMU's DHCP would."""
         self._control(_SIFADDR, _address(ADDRESS, 0))
         self._control(_SIFNETMASK, _address(_NETMASK, 0))
 
@@ -147,25 +165,37 @@ class _Work:
 
     @contextmanager
     def connected(self) -> Iterator[int]:
+        """Connect to the host's wire; the descriptor, in the guest, is closed at the end."""
         with self._socket(_STREAM, 0, seconds=_SECONDS) as fd:
             self._call(_CONNECT, fd, In(_address(*PEER)), 16, what="connect")
             yield fd
 
     def send(self, fd: int, data: bytes) -> int:
-        with _reader(self.wire, len(data)) as arrived, self.guest.memory(data) as memory:
-            done = 0
-            while done < len(data):
-                left = len(data) - done
-                done += self._call(Nr.WRITE, fd, memory.address + done, left, what="write")
-        check(data, bytes(arrived), f"TCP from the guest on {self.name}")
+        """Send bytes as a stream, and compare what the host has got."""
+        with self.guest.memory(data) as memory:
+            check(data, self.pour(fd, memory), f"TCP from the guest on {self.name}")
         return len(data)
 
     def receive(self, fd: int, data: bytes) -> int:
-        with self.guest.memory(len(data)) as memory, _beside(self.wire, lambda: self.wire.sendall(data)):
-            call = (_RECVFROM, fd, memory.address, len(data), _WAITALL, 0, 0)
-            moved = self._call(*call, what="recv")
+        """Have the host send bytes, and compare what the guest has got."""
+        with self.guest.memory(len(data)) as memory:
+            moved = self.fill(fd, memory, data)
             check(data, memory.read(0, moved), f"TCP to the guest on {self.name}")
         return moved
+
+    def pour(self, fd: int, memory: UserMemory) -> bytes:
+        """Send memory of the agent's as a stream, and return what the host has got."""
+        with _reader(self.wire, memory.size) as arrived:
+            done = 0
+            while done < memory.size:
+                done += self._call(Nr.WRITE, fd, memory.address + done, memory.size - done, what="write")
+        return bytes(arrived)
+
+    def fill(self, fd: int, memory: UserMemory, data: bytes) -> int:
+        """Have the host send bytes into memory of the agent's, and return how many came."""
+        with _beside(self.wire, lambda: self.wire.sendall(data)):
+            call = (_RECVFROM, fd, memory.address, len(data), _WAITALL, 0, 0)
+            return self._call(*call, what="recv")
 
     @contextmanager
     def _socket(self, kind: int, protocol: int, *, seconds: int) -> Iterator[int]:

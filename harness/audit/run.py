@@ -20,6 +20,7 @@ from harness.audit.follow import Follower
 from harness.audit.ledger import Ledger
 from harness.audit.listing import Listing
 from harness.audit.live import Entry, Live
+from harness.audit.log import read_log
 from harness.audit.observer import Observations
 from harness.audit.result import AuditResult
 from harness.audit.sites import DRIVER_BYTES, Sites
@@ -37,6 +38,8 @@ _NAME_BYTES = 19
 
 RECORDS = 65536
 """Of the ring, 256 bytes each: 16 MiB that a guest can spare, and two seconds of the busiest driver."""
+FRAMES = 10
+"""Of the callers' stacks: a driver can be that deep behind virtio's own layers."""
 
 
 class AuditRun:
@@ -45,11 +48,14 @@ class AuditRun:
     Attributes:
         guest: where it runs; nothing else does.
         subject: the driver.
+        ledger: the ledger's module.
         oracle: looks at the guest from outside.
         book: all buffers of the guest, the driver's and everybody's, as far as the ledger was read.
         devices: what the driver was seen to drive.
         exercised: what was done with it, for the report.
         failure: what ended the audit before its time.
+        loaded: modules that were loaded, in order.
+        unloaded: the driver is gone, and what that shows was seen.
     """
 
     def __init__(
@@ -84,11 +90,13 @@ class AuditRun:
         self.events = self.lost = self.missed = self.armed = 0
         self.seconds = 0.0
         self.loaded: list[str] = []
+        self.unloaded = False
         self.observed = Observations(guest, self.oracle)
-        self._build = ledger
+        self.ledger = ledger
         self._params = params
         self._drivers: set[tuple[str, str]] = set()
         self._stack = ExitStack()
+        self._side = ExitStack()  # what reads beside the guest's work
         self._live = False
         self._final: AuditResult | None = None
 
@@ -108,12 +116,15 @@ class AuditRun:
                 hint="an audit begins with a guest that does not need this module to be reached",
             )
         files = {one.name: one.debug or one.ko for one in self.subject.modules}
-        self.sites = Sites.of_guest(self.guest, files)
+        folder = self.subject.folder
+        self.sites = Sites.of_guest(self.guest, files, {self.name: folder} if folder is not None else {})
         self.provenance = provenance_of(self.guest)
         try:
-            self._ledger = self._stack.enter_context(Ledger(self.guest, self._build, RECORDS))
+            ledger = Ledger(self.guest, self.ledger, RECORDS, frames=FRAMES)
+            self._ledger = self._stack.enter_context(ledger)
             self.armed = self._ledger.info()["armed"]
-            self._follower = self._stack.enter_context(Follower(self._ledger, self._take))
+            self._side.enter_context(self._ledger.keep_up())
+            self._follower = self._side.enter_context(Follower(self._ledger, self._take))
             self.observed.begin()
             self._live = True
             for module in self.subject.needs:
@@ -205,6 +216,7 @@ class AuditRun:
     def found(self) -> list[Finding]:
         """Return the findings as of the last look."""
         violations: list[Violation] = [*self.book.violations, *self.observed.violations]
+        violations += read_log(self.observed.said(), self.book, self.sites)
         names = {name for one in self.devices.values() for name in (one.name, *one.above)}
         return findings(violations, self.sites, modules={self.name, *self.loaded}, devices=names)
 
@@ -252,24 +264,27 @@ class AuditRun:
 
     def _leave(self, error: BaseException | None) -> None:
         """End the audit; whatever ends it, what was seen until then is kept."""
+        gone = isinstance(error, GuestFailure) or not isinstance(error, Exception | None)
         try:
             if error is None:
                 self._unload()
-            elif isinstance(error, Exception) and not isinstance(error, GuestFailure):
+            elif not gone:
                 with contextlib.suppress(HarnessError):  # the first error is the one to be told
                     self._unload()
         except HarnessError as failed:
             self.failure = failed
+            gone = isinstance(failed, GuestFailure)
             raise
         finally:
             if isinstance(error, HarnessError):
                 self.failure = error
-            self._end()
+            self._end(gone=gone)
 
     def _unload(self) -> None:
         if self._live:
             self.look()
         self.observed.ask(self.devices.values())
+        self.missed = self._ledger.missed
         present = loaded_modules(self.guest)
         for name in reversed(self.loaded):
             if name not in present:
@@ -279,26 +294,29 @@ class AuditRun:
             except GuestOSError as error:
                 if name == self.name:
                     raise DriverNotUnloaded(name, error) from error
+        self.unloaded = True
         self.observed.leftovers(self.book, self._catch_up, self.name)
         self.missed = self._ledger.missed
 
-    def _end(self) -> None:
-        """Take what the ring still holds, out of RAM: also that of a guest that is dead."""
+    def _end(self, *, gone: bool) -> None:
+        """Take what the ring still holds, out of RAM: also that of a guest that is dead.
+
+        Args:
+            gone: the guest is dead, or somebody wants to leave at once: it is not asked for anything.
+        """
         if self._live:
             with contextlib.suppress(HarnessError, OSError, ValueError):
                 self._follower.catch_up()
             with contextlib.suppress(HarnessError, OSError, ValueError):
                 self.lost = self._ledger.lost
             self.observed.end()
+        with contextlib.suppress(HarnessError):  # what was wrong has been raised by the last look
+            self._side.close()
         self.seconds = time.monotonic() - self._began
         self._live = False
         try:
-            self._close()
+            if gone:
+                self._stack.pop_all()  # a ledger goes with its guest
+            self._stack.close()
         finally:
             self._final = summed_up(self, blind_spots(self))
-
-    def _close(self) -> None:
-        """Unload the ledger where there is still somebody to ask."""
-        dead = isinstance(self.failure, GuestFailure)
-        with contextlib.suppress(*(HarnessError, OSError) if dead else ()):
-            self._stack.close()

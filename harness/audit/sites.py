@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from harness.audit.calls import DOORS, FUNCTIONS
+from harness.audit.calls import DOORS, FUNCTIONS, HELPERS
 from harness.audit.code import CodeText, ModuleCode
 from harness.audit.events import Event, Kind
+from harness.audit.ledger import NAME as LEDGER
+from harness.audit.texts import Sources
 from harness.errors import BadInput
 from harness.forensics import Frame, SourceLine, Symbols
 from harness.images.modules import ModuleTree, canonical
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from harness.link import Guest
 
 _MOVES: Final = frozenset({Kind.MODULE_COMING, Kind.MODULE_GOING})
+_PAGE: Final = 4096  # what the kernel rounds a module's text up to
 _PERHAPS: Final = 3
 _THUNK: Final = "__x86_indirect_thunk"  # calls what is in a register (arch/x86/lib/retpoline.S)
 DRIVER_BYTES: Final = 15
@@ -42,6 +45,8 @@ class Site:
         inlined: the function the line is in, where the compiler has put it into `function`; else ``""``.
         perhaps: where the line is unknown because the call was the last thing a function did, and so became a
             jump: places of such jumps in the module, the first few.
+        through: the first frame of another module, where it called for this one; else ``""``.
+        text: the line itself, ``""`` where the source is not at hand.
         stack: every frame, the caller's first, for people.
     """
 
@@ -52,6 +57,8 @@ class Site:
     line: int = 0
     inlined: str = ""
     perhaps: tuple[str, ...] = ()
+    through: str = ""
+    text: str = ""
     stack: tuple[str, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
@@ -67,7 +74,8 @@ class Site:
             return f"line unknown{inside}{whose}, perhaps {' or '.join(self.perhaps)}"
         if where:
             return f"{where}{whose}"
-        return f"line unknown{whose}" if self.module else "unknown"
+        through = f", through {self.through}" if self.through else ""
+        return f"line unknown{whose}{through}" if self.module else "unknown"
 
 
 @dataclass(frozen=True)
@@ -79,11 +87,14 @@ class _Step:
     text: CodeText | None = None
     at: int = 0
 
-    def __str__(self) -> str:
+    @property
+    def where(self) -> str:
         frame = self.frame
         where = f"{frame.symbol}+{frame.offset:#x}" if frame.size else frame.symbol
-        where += f" [{frame.module}]" if frame.module else ""
-        return f"{where}  {' < '.join(f'{one} {one.function}' for one in self.lines)}".rstrip()
+        return f"{where} [{frame.module}]" if frame.module else where
+
+    def __str__(self) -> str:
+        return f"{self.where}  {' < '.join(f'{one} {one.function}' for one in self.lines)}".rstrip()
 
     @property
     def line(self) -> SourceLine | None:
@@ -125,40 +136,57 @@ class Sites:
 
     `follow` has to see every event of the ledger, so that an address is looked up among the modules of its
     time.  What was found out about a stack is kept.
+
+    A ledger that was told to write few frames (`Ledger`) may have cut a stack before the driver's: then the
+    device's driver is named, without a line.
     """
 
-    def __init__(self, files: Callable[[str], Path | None], kernel: Symbols | None = None) -> None:
+    def __init__(
+        self,
+        files: Callable[[str], Path | None],
+        kernel: Symbols | None = None,
+        sources: Mapping[str, Path] | None = None,
+    ) -> None:
         """Say where names come from.
 
         Args:
             files: gives the file of a module, by its name; None where there is none.
             kernel: names of the kernel's own functions; None: they stay addresses.
+            sources: folders of modules' sources, by name, to show lines from.
         """
+        self._sources = Sources(sources or {})
         self._files = files
         self._kernel = kernel
         self._codes: dict[str, ModuleCode | None] = {}
         self._needs: dict[str, frozenset[str]] = {}
         self._names: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}
         self._since = [-1]
         self._maps: list[tuple[list[int], list[_Loaded]]] = [([], [])]
         self._steps: dict[tuple[int, _Loaded | None], _Step] = {}
         self._found: dict[object, Site] = {}
 
     @classmethod
-    def of_guest(cls, guest: Guest, files: Mapping[str, Path] | None = None) -> Sites:
+    def of_guest(
+        cls,
+        guest: Guest,
+        files: Mapping[str, Path] | None = None,
+        sources: Mapping[str, Path] | None = None,
+    ) -> Sites:
         """Make the sites of a guest that answers; it is asked for the kernel's symbols, and then never again.
 
         Args:
             guest: it answers.
             files: object files of modules by name, with debug information where there is any
                 (`ModuleBuild.ko_debug`); iobmd's and those of the kernel's package are known.
+            sources: as for a `Sites`.
 
         Raises:
             GuestFailure: it does not answer.
         """
         known = {"iobmd": guest.image.module.ko_debug, **(files or {})}
         tree = ModuleTree(guest.image.kernel.modules)
-        return cls(lambda name: known.get(name) or tree.find(name), Symbols.of(guest))
+        return cls(lambda name: known.get(name) or tree.find(name), Symbols.of(guest), sources)
 
     def follow(self, events: Iterable[Event]) -> None:
         """Take the events that follow those taken before; of a violation's, only after this."""
@@ -169,10 +197,13 @@ class Sites:
             now = [one for one in self._maps[-1][1] if one.base != whose.base]
             if event.kind is Kind.MODULE_COMING:
                 now.append(whose)
+                if not event.init:
+                    self._sizes[event.module] = event.size
                 self._names[canonical(event.module)[:DRIVER_BYTES]] = event.module
             now.sort(key=lambda one: one.base)
-            self._since.append(event.number)
+            # In this order: `of` may be asked by another thread meanwhile.
             self._maps.append(([one.base for one in now], now))
+            self._since.append(event.number)
 
     def of(self, event: Event, modules: Collection[str] | None = None) -> Site:
         """Return where a call was made: the first frame of the driver's module.
@@ -192,6 +223,7 @@ class Sites:
         site = self._found.get(key)
         if site is None:
             steps = [self._step(address, epoch) for address in event.stack]
+            steps = [step for step in steps if step.frame.module != LEDGER]  # its detours
             own = self._names.get(canonical(event.driver), "")
             site = self._found[key] = self._search(steps, own or event.module, event.kind.name, wanted)
         return site
@@ -206,60 +238,82 @@ class Sites:
         """
         steps = []
         for frame in frames:
+            if frame.module == LEDGER:
+                continue
             code = self.code(frame.module) if frame.module else None
             steps.append(_Step(frame, code.source(frame) if code is not None else ()))
         own = self._names.get(canonical(driver)[:DRIVER_BYTES], "")
         return self._search(steps, own, "", frozenset(modules) if modules is not None else None)
 
     def code(self, module: str) -> ModuleCode | None:
-        """Return what a module's file says; None where there is none that can be read."""
+        """Return what a module's file says; None where there is none, or that of another build."""
         if module not in self._codes:
-            path = self._files(module)
-            try:
-                self._codes[module] = ModuleCode.read(path) if path is not None else None
-            except (BadInput, OSError):  # a finding without a line is better than none
-                self._codes[module] = None
+            self._codes[module] = self._read(module)
         return self._codes[module]
+
+    def _read(self, module: str) -> ModuleCode | None:
+        path, size = self._files(module), self._sizes.get(module)
+        try:
+            code = ModuleCode.read(path) if path is not None else None
+        except (BadInput, OSError):  # a finding without a line is better than none
+            return None
+        if code is not None and size is not None and -(-size // _PAGE) != -(-len(code.text.image) // _PAGE):
+            return None  # and one without a line is better than one with a wrong one
+        return code
 
     def _search(self, steps: list[_Step], own: str, kind: str, wanted: frozenset[str] | None) -> Site:
         stack = tuple(str(step) for step in steps)
         frames = [step.frame for step in steps]
-        door = next((i for i, frame in enumerate(frames) if frame.symbol in DOORS), len(frames))
+        door = next(
+            (i for i, frame in enumerate(frames) if frame.symbol.partition(".")[0] in DOORS), len(frames)
+        )
         module, at = self._attributed(frames, door, own, wanted)
         names = {*FUNCTIONS.get(kind, ()), *(frame.symbol for frame in frames[: door if at is None else at])}
         if at is None:
-            return Site(module, perhaps=_lines_of(self._jumps(module, names)), stack=stack)
+            through = next((step.where for step in steps[:door] if step.frame.module), "")
+            return Site(module, perhaps=_lines_of(self._jumps(module, names)), through=through, stack=stack)
         inside = _jumped_from(steps[at], direct=at == 0)
         if inside is None:
-            return steps[at].site(stack)
+            return self._shown(steps[at], stack)
         meant = list(self._jumps(module, names, inside))
         if len(meant) == 1 and inside.name:
-            return meant[0].site(stack)
+            return self._shown(meant[0], stack)
         return Site(module, inside.name, perhaps=_lines_of(meant), stack=stack)
+
+    def _shown(self, step: _Step, stack: tuple[str, ...]) -> Site:
+        site = step.site(stack)
+        text = self._sources.line(site.module, site.file, site.line)
+        return replace(site, text=text) if text else site
 
     def _attributed(
         self, frames: list[Frame], door: int, own: str, wanted: frozenset[str] | None
     ) -> tuple[str, int | None]:
         """Return the module that made a call, and its first frame; None where that is not on the stack."""
         near = [frame.module for frame in frames[:door]]
-        if wanted is not None:
+        user = self._user(near, own)
+        if wanted is not None and user not in wanted:
             at = next((i for i, module in enumerate(near) if module in wanted), None)
             if at is not None:
                 return near[at], at
-            if own in wanted:
-                return own, None
+            user = own if own in wanted else user
+        if user:
+            return user, near.index(user) if user in near else None
+        beyond = next((frame.module for frame in frames if frame.module), "")
+        if own or beyond:
+            return own or beyond, None
+        # The driver may be built in: the first that is no helper of the DMA API's.
+        at = next((i for i, frame in enumerate(frames) if not frame.symbol.startswith(HELPERS)), None)
+        return "", at
+
+    def _user(self, near: list[str], own: str) -> str:
+        """Return whose call it is among the modules of a stack, ``""`` where there are none."""
         inner = next((module for module in near if module), "")
         if not inner:
-            beyond = next((frame.module for frame in frames if frame.module), "")
-            if own or beyond:
-                return own or beyond, None
-            return "", 0 if frames else None
+            return ""
         # virtio_blk calls virtio_ring, which does not need it: the outermost that needs the inner one.
-        users = [module for module in near if module and inner in self._needed(module)]
-        user = users[-1] if users else inner
-        if own and user != own and user in self._needed(own):  # ahci, whose commands libata maps
-            user = own
-        return user, near.index(user) if user in near else None
+        user = [module for module in near if module and inner in self._needed(module)][-1]
+        # libata maps the commands of ahci, which is not even on the stack.
+        return own if own and user in self._needed(own) else user
 
     def _needed(self, module: str) -> frozenset[str]:
         """Return everything a module needs, and itself."""
@@ -276,7 +330,7 @@ class Sites:
         if code is None:
             return
         for text in (code.text, code.init):
-            if inside is not None and inside.text not in (text, None):
+            if inside is not None and inside.text is not None and inside.text is not text:
                 continue
             start, end = (inside.start, inside.end) if inside is not None else (0, None)
             for at in text.jumps(names, start, end):

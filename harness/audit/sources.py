@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from elftools.elf.elffile import ELFFile
 
 from harness.errors import BadInput
-from harness.images import Kernel, ModuleMismatch, Progress, build_module, cached_kernels, check_module
+from harness.images import Kernel, ModuleMismatch, Progress, build_modules, cached_kernels, check_module
 from harness.images.build import module_names
 from harness.images.modules import ModuleTree, canonical, modinfo, module_bytes, unsigned
 
@@ -44,12 +44,12 @@ class KernelModule:
     debug: Path | None = None
 
     def read(self) -> bytes:
-        """Return what is loaded.
+        """Return what is loaded; with its lines, so that a warning of the kernel's gets some as well.
 
         Raises:
             BadInput: its file cannot be read.
         """
-        return unsigned(module_bytes(self.ko))
+        return unsigned(module_bytes(self.debug or self.ko))
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Subject:
         module: the driver.
         needs: modules it needs that the kernel does not have built in, in load order.
         log: what the compiler said; None where nothing was compiled.
+        folder: its sources; None where only the kernel's people have them.
     """
 
     path: str
@@ -69,6 +70,7 @@ class Subject:
     module: KernelModule
     needs: tuple[KernelModule, ...] = ()
     log: Path | None = None
+    folder: Path | None = None
 
     @property
     def name(self) -> str:
@@ -138,21 +140,29 @@ def resolve(
     origin = kind_of(path)
     tree = ModuleTree(kernel.modules)
     log: Path | None = None
+    folder: Path | None = None
+    siblings: dict[str, KernelModule] = {}
     if origin is Origin.FOLDER:
         folder = Path(path).resolve()
-        build = build_module(kernel, folder, progress, name=_chosen(folder, kernel, module))
-        found = KernelModule(canonical(build.ko.name), build.ko, build.ko_debug)
-        log = build.log
+        names, chosen = _chosen(folder, kernel, module)
+        builds = build_modules(kernel, folder, progress, names)
+        siblings = {
+            canonical(name): KernelModule(canonical(name), one.ko, one.ko_debug)
+            for name, one in builds.items()
+        }
+        found = siblings.pop(canonical(chosen))
+        log = builds[chosen].log
     elif origin is Origin.FILE:
         file = Path(path).resolve()
         _check_file(file, kernel)
         found = KernelModule(canonical(file.name), file, file if _has_lines(file) else None)
     else:
         found = _own(path, kernel, tree)
-    return Subject(path, origin, found, _needs(found, tree, also), log)
+    return Subject(path, origin, found, _needs(found, tree, siblings, also), log, folder)
 
 
-def _chosen(folder: Path, kernel: Kernel, wanted: str) -> str:
+def _chosen(folder: Path, kernel: Kernel, wanted: str) -> tuple[tuple[str, ...], str]:
+    """Return the modules of a folder, and which of them is meant."""
     names = module_names(kernel, folder)
     if wanted:
         fitting = [name for name in names if canonical(name) == canonical(wanted)]
@@ -160,12 +170,12 @@ def _chosen(folder: Path, kernel: Kernel, wanted: str) -> str:
         same = [name for name in names if canonical(name) == canonical(folder.name)]
         fitting = same or (list(names) if len(names) == 1 else [])
     if fitting:
-        return fitting[0]
+        return names, fitting[0]
     if not names:
         raise BadInput(
-            f"{folder} builds no module",
+            f"{folder} builds no module itself",
             tried="asked make for obj-m",
-            hint=f"write obj-m := {folder.name}.o in its Kbuild",
+            hint=f"write obj-m := {folder.name}.o in its Kbuild, or name the folder below it that is meant",
         )
     raise BadInput(
         f"{folder} builds no module {wanted}" if wanted else f"{folder} builds several modules",
@@ -186,7 +196,9 @@ def _check_file(file: Path, kernel: Kernel) -> None:
 
 
 def _has_lines(file: Path) -> bool:
-    return file.suffix == ".ko" and ELFFile(io.BytesIO(file.read_bytes())).has_dwarf_info()
+    # has_dwarf_info() takes .eh_frame for DWARF, which says nothing of lines.
+    elf = ELFFile(io.BytesIO(file.read_bytes())) if file.suffix == ".ko" else None
+    return elf is not None and elf.get_section_by_name(".debug_info") is not None
 
 
 def _own(name: str, kernel: Kernel, tree: ModuleTree) -> KernelModule:
@@ -216,11 +228,25 @@ def _elsewhere(plain: str, kernel: Kernel) -> str:
     others = (one for one in cached_kernels() if one.recipe and one.recipe != kernel.label)
     trees = {one.recipe: ModuleTree(one.path / "lib/modules" / one.release) for one in others}
     having = [recipe for recipe, tree in trees.items() if tree.find(plain) is not None]
-    return f"{' and '.join(having)} have it as a module: --kernel {having[0]}" if having else ""
+    has = "has" if len(having) == 1 else "have"
+    return f"{' and '.join(having)} {has} it as a module: --kernel {having[0]}" if having else ""
 
 
-def _needs(found: KernelModule, tree: ModuleTree, also: Sequence[str]) -> tuple[KernelModule, ...]:
-    ko = module_bytes(found.ko)
-    depends = filter(None, modinfo(ko).get("depends", "").split(","))
-    files = tree.load_order((*also, *depends))
-    return tuple(KernelModule(canonical(file.name), file) for file in files)
+def _needs(
+    found: KernelModule, tree: ModuleTree, siblings: Mapping[str, KernelModule], also: Sequence[str]
+) -> tuple[KernelModule, ...]:
+    """Return what has to be loaded first: the kernel's modules, then those that were built beside it."""
+    beside: dict[str, KernelModule] = {}
+    wanted = [canonical(name) for name in also]
+
+    def visit(module: KernelModule) -> None:
+        for name in filter(None, modinfo(module_bytes(module.ko)).get("depends", "").split(",")):
+            if canonical(name) not in siblings:
+                wanted.append(name)
+            elif canonical(name) not in beside:
+                visit(siblings[canonical(name)])
+                beside[canonical(name)] = siblings[canonical(name)]
+
+    visit(found)
+    files = tree.load_order(wanted)
+    return (*(KernelModule(canonical(file.name), file) for file in files), *beside.values())

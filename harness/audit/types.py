@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -80,7 +81,11 @@ class Types:
             length = np.array([one.length for one in memory], dtype=np.uint64)
             survey = self._view.survey_physical(start, length)
             plain = (survey.rows["pat"] == mask_of(_WB)) | (survey.rows["aliases"] == 0)
-            for number in np.flatnonzero(~plain | self._changed(start, length)).tolist():
+            odd = np.flatnonzero(~plain | self._changed(start, length)).tolist()
+            # All of a buffer is one thing to look at, however many pieces it is in.
+            whole = {id(memory[number].entry) for number in odd if memory[number].entry.made.kind in _WHOLE}
+            odd += [number for number, one in enumerate(memory) if id(one.entry) in whole] if whole else []
+            for number in dict.fromkeys(odd):
                 one = memory[number]
                 for frame in range(one.physical // PAGE, -(-(one.physical + one.length) // PAGE)):
                     pages.setdefault(frame, _Page(frame)).entries.append(one.entry)
@@ -145,7 +150,11 @@ class Types:
 
     def _buffer(self, entry: Entry, its: Sequence[_Seen]) -> Iterator[Violation]:
         # What was changed before this memory was handed out is somebody else's doing, and was told then.
-        mine = [one for one in its if one.call is None or one.call.number > entry.made.number]
+        mine = [
+            one
+            for one in its
+            if (one.frame not in self._left if one.call is None else one.call.number > entry.made.number)
+        ]
         single = [one for one in mine if len(one.types) == 1]
         kinds = {one.types for one in single}
         last = max((one.call for one in mine if one.call), key=lambda call: call.number, default=None)
@@ -168,7 +177,7 @@ class Types:
     def _explained(self, one: _Seen, entry: Entry) -> bool:
         """Tell whether memory nobody is known to have changed has a window besides, as of ioremap_wt().
 
-        Of memory that was handed out before the ledger watched, nobody knows what was asked.
+        Of memory from before the ledger watched, nobody knows what was asked.
         """
         if one.call is not None:
             return False
@@ -179,6 +188,17 @@ class Types:
         own = range(made.virtual & -PAGE, made.virtual + max(made.size, 1))
         return any(
             not leaf.user and leaf.va - leaf.pa != base and leaf.va not in own for leaf in survey.leaves(0)
+        )
+
+    @cached_property
+    def _left(self) -> frozenset[int]:
+        """Pages that were freed with another type than write-back."""
+        freed = (one.entry for one in self._book.violations if one.rule == "type-not-restored")
+        runs = (run for entry in freed if entry is not None for run in entry.made.runs)
+        return frozenset(
+            frame
+            for run in runs
+            for frame in range(run.physical // PAGE, -(-(run.physical + run.length) // PAGE))
         )
 
     def _other(self, one: _Seen, entry: Entry | None) -> Violation:

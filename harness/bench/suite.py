@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from harness.bench.audits import bench_audit
 from harness.bench.boot import bench_boot
 from harness.bench.buffers import bench_batches, bench_mass
 from harness.bench.lab import Lab
@@ -41,6 +42,7 @@ _ALL = (
     Bench("batch", "buffers made, asked and released in one trip, against one at a time", bench_batches),
     Bench("mass", "a thousand buffers verified from outside; a buffer beside 10 to 10 000", bench_mass),
     Bench("look", "a look at a buffer from outside, step by step", bench_looks),
+    Bench("audit", "a driver's traffic with the ledger on, against off", bench_audit),
     Bench("contract", "the whole contract, from a snapshot and from a boot; a minute or two", bench_contract),
     Bench("workers", "the same tests with two xdist workers and with one process", bench_workers),
     Bench("boot", "where each millisecond of a start goes", bench_boot, usual=False),

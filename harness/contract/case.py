@@ -16,7 +16,7 @@ from harness.contract.look import Look, Place
 from harness.contract.outcome import Broken, NotApplicable, Trail, Unproved
 from harness.errors import HarnessError
 from harness.iokit import IOBufferMemoryDescriptor, IOKit, IOMemoryMap, Null
-from harness.iokit.constants import kIODirectionInOut
+from harness.iokit.constants import kIODirectionInOut, kIOMemoryMapperNone
 from harness.link import Guest, Peer, Process
 from harness.oracle import Oracle, Unmapped, View
 
@@ -109,6 +109,15 @@ class Case:
         for session in sessions.values():
             session.close()
         self.iokit.release_all()
+
+    @property
+    def direct(self) -> int:
+        """The option with which segments are the processor's addresses, which the page walk shows.
+
+        Without an IOMMU they are so anyhow, and it is 0: nothing but the clause's own options is passed. What
+        segments without it are, behind an IOMMU, is clause I07's business.
+        """
+        return kIOMemoryMapperNone if self.facts.iommu else 0
 
     # -- making buffers -------------------------------------------------------------------------------------
 
@@ -255,6 +264,8 @@ class Case:
                 address = stack.enter_context(process.memory(mark)).address
             with self._bench.oracle.frozen() as view:
                 self.looked = True
+                if view.note:
+                    self.note(view.note)
                 space = None if process is None else _space_with(view, address, mark)
                 yield Look(view, self.trail, space)
 

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 
 from harness.contract.case import PAGE, Case
 from harness.errors import HarnessError
+from harness.iokit import IOBufferMemoryDescriptor
+from harness.iokit.constants import kIODirectionInOut
 from harness.link import GuestOSError, In, Nr
 
 _ID = "123411e8"
@@ -87,6 +89,22 @@ def edu(case: Case) -> Iterator[Edu]:
     finally:
         guest.close(registers)
         guest.close(config)
+
+
+def expect_device_reaches(case: Case, buf: IOBufferMemoryDescriptor, offset: int, length: int) -> None:
+    """Have the device copy from the buffer's I/O addresses into another buffer; compare it from outside.
+
+    Raises:
+        Broken: other bytes arrived.
+    """
+    into = case.make(kIODirectionInOut, length, PAGE)
+    data = case.pattern(length)
+    case.expect(buf.writeBytes(offset, data), equals=length, what=f"bytes written into {buf!r}")
+    with edu(case) as device:
+        device.copy(buf.getPhysicalSegment(offset).address, into.getPhysicalAddress(), length)
+    with case.look() as look:
+        found = look.read(into, 0, length)
+        case.expect_bytes(found, equals=data, what=f"what a device read at offset {offset} of {buf!r}")
 
 
 def _slot(case: Case) -> str:

@@ -16,10 +16,13 @@ from harness.errors import FailureKind, GuestFailure, HarnessError
 from harness.images import Progress
 from harness.iokit import IOKit
 from harness.link import Guest, GuestOSError
+from harness.machines import MACHINES
 from harness.oracle import Oracle
 
 CheckFunction = Callable[[Case], None]
 
+_TELLING = frozenset(word for machine in MACHINES.values() for word in machine.cmdline)
+"""Words of a kernel's command line that make another machine of it."""
 _NO_CHECK = "no check decides this clause yet"
 
 
@@ -38,12 +41,15 @@ class Check:
         run: the function; returning means that the clause is kept.
         outside: the verdict rests on what the oracle saw.
         partial: what the check cannot see yet; then it may find the clause broken, and never that it holds.
+        fills: it uses up all memory there is.  What a guest has once touched is searched at every look from
+            then on, so such checks come last.
     """
 
     clause: str
     run: CheckFunction
     outside: bool
     partial: str
+    fills: bool = False
 
     @property
     def name(self) -> str:
@@ -67,7 +73,7 @@ class Checks(Mapping[str, Check]):
         return len(self._checks)
 
     def check(
-        self, clause: str, *, outside: bool = False, partial: str = ""
+        self, clause: str, *, outside: bool = False, partial: str = "", fills: bool = False
     ) -> Callable[[CheckFunction], CheckFunction]:
         """Return a decorator that makes a function the check of *clause*.
 
@@ -75,13 +81,14 @@ class Checks(Mapping[str, Check]):
             clause: id of the clause.
             outside: the verdict rests on the oracle; the judge makes sure that it was used.
             partial: what the function cannot observe, as a sentence; "" when it decides the whole clause.
+            fills: it uses up all memory there is.
 
         Raises:
             CheckFault: the clause has a check already, or the function does not say how it observes.
         """
 
         def register(function: CheckFunction) -> CheckFunction:
-            made = Check(clause, function, outside, partial)
+            made = Check(clause, function, outside, partial, fills)
             if clause in self._checks:
                 raise CheckFault(
                     f"{clause} has two checks", observed=f"{self._checks[clause].name} and {made.name}"
@@ -111,7 +118,7 @@ def judge(
     checks: Mapping[str, Check] | None = None,
     into: list[ClauseResult] | None = None,
 ) -> Judgement:
-    """Judge *clauses* on a booted guest, in their order.
+    """Judge *clauses* on a booted guest, those that fill its memory last.
 
     Args:
         guest: the guest under judgement.
@@ -121,6 +128,9 @@ def judge(
         progress: hears of every clause.
         checks: the checks by clause id; by default all of this package.
         into: receives each result as it is found, so that a dying guest does not take the others with it.
+
+    Returns:
+        A result for each clause, in the order of *clauses*.
 
     Raises:
         GuestFailure: the guest died or went silent; *into* has what was decided before.
@@ -133,7 +143,7 @@ def judge(
     wanted = tuple(clauses)
     started = time.perf_counter()
     with progress.task("judging", len(wanted)) as task:
-        for clause in wanted:
+        for clause in sorted(wanted, key=lambda one: one.id in known and known[one.id].fills):
             task.update(clause.id)
             found = known.get(clause.id)
             if found is None:
@@ -142,8 +152,9 @@ def judge(
                 case = Case(bench, seed=clause.id)
                 results.append(_decide(found, clause, case))
             task.advance(1)
+    found_for = {result.clause.id: result for result in results}
     return Judgement(
-        results=tuple(results),
+        results=tuple(found_for[clause.id] for clause in wanted),
         provenance=provenance_of(guest),
         boot_seconds=guest.boot_seconds,
         check_seconds=time.perf_counter() - started,
@@ -160,7 +171,13 @@ def provenance_of(guest: Guest) -> Provenance:
         qemu=machine.qemu_version,
         accelerator=machine.accelerator.name,
         accelerator_reason=machine.accelerator.reason,
-        machine=f"{spec.machine}, {spec.cpu} CPU model, {spec.cpus} vCPU, {spec.memory_mib} MiB",
+        machine=", ".join(
+            (
+                f"{spec.machine}, {spec.cpu} CPU model, {spec.cpus} vCPU, {spec.memory_mib} MiB",
+                *spec.devices,
+                *(word for word in spec.cmdline if word in _TELLING),
+            )
+        ),
         module=guest.image.module.build_id,
         start=guest.starts[0].how.value,
     )

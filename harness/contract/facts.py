@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from harness.vm import Machine
+from harness.vm import Machine, MachineSpec
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -13,9 +13,10 @@ PAGE = 4096
 """Bytes of a page: x86-64's base page, the only size this harness' guests use."""
 
 
-_IOMMU_ON = "intel_iommu=on"
-# The unit, and QEMU's teaching device, which is behind it and copies what it is told to.
-_BEHIND = ("intel-iommu", "edu")
+# A unit, and the word on the command line that a kernel needs to use it.
+_IOMMUS = {"intel-iommu": "intel_iommu=on", "virtio-iommu-pci": ""}
+# QEMU's teaching device, which is behind it and copies what it is told to.
+_COPIER = "edu"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class MachineFacts:
             memory_mib=machine.spec.memory_mib,
             top_of_ram=max(start + length for start, length in machine.ram.ranges),
             cpus=machine.spec.cpus,
-            iommu=_IOMMU_ON in machine.spec.cmdline
-            and all(any(device.startswith(name) for device in machine.spec.devices) for name in _BEHIND),
+            iommu=_translates(machine.spec),
         )
+
+
+def _translates(spec: MachineSpec) -> bool:
+    models = {device.partition(",")[0] for device in spec.devices}
+    used = any(unit in models and word in ("", *spec.cmdline) for unit, word in _IOMMUS.items())
+    return used and _COPIER in models

@@ -82,7 +82,7 @@ def build_module(
         BadInput: no Kbuild there, or it builds no ``name``.ko.
         HostLacks: no compiler, no make, no space.
     """
-    return _build(kernel, source, progress, name, (name,), cflags)[name]
+    return _build(kernel, source, progress, names=(name,), label=name, cflags=cflags)[name]
 
 
 def build_modules(
@@ -102,15 +102,16 @@ def build_modules(
     Raises:
         HarnessError: as `build_module` does.
     """
-    return _build(kernel, source, progress, source.name, tuple(sorted(set(names))), cflags)
+    return _build(kernel, source, progress, names=tuple(sorted(set(names))), label=source.name, cflags=cflags)
 
 
 def _build(
     kernel: Kernel,
     source: Path,
     progress: Progress,
-    label: str,
+    *,
     names: tuple[str, ...],
+    label: str,
     cflags: tuple[str, ...],
 ) -> dict[str, ModuleBuild]:
     if not any((source / item).is_file() for item in ("Kbuild", "Makefile")):
@@ -133,7 +134,8 @@ def _build(
         built = {path.stem: path for path in sorted(work.rglob("*.ko"))}
         for name in names:
             _keep_module(name, built, folder)
-            check_module(folder / f"{name}.ko", kernel.release, kernel.modules, kernel.headers)
+            ko, beside = folder / f"{name}.ko", work / "Module.symvers"
+            check_module(ko, kernel.release, kernel.modules, kernel.headers, beside=beside)
         shutil.rmtree(work)
 
     folder = store.entry("modules", f"{label}-{build_id}", progress, build)

@@ -21,9 +21,12 @@ CHANNEL = ("virtio_pci", "virtio_console")
 """What the agent needs to be reached; the modules these need come with them."""
 
 IN_FRONT = ("virtio_iommu",)
-"""What is loaded before that, where the kernel has it as a module: in a machine with such an IOMMU the devices
-behind it are not probed until its driver is there (drivers/acpi/viot.c: viot_dev_iommu_init), the agent's
-channel among them. In other machines it waits for a device and does nothing."""
+"""What is loaded before that, where the kernel has it as a module.
+
+In a machine with such an IOMMU the devices behind it are not probed until its driver is there
+(drivers/acpi/viot.c: viot_dev_iommu_init), the agent's channel among them. In other machines it waits for a
+device and does nothing.
+"""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def module_facts(ko: bytes) -> ModuleFacts:
     return ModuleFacts(vermagic, frozenset(undefined), versions)
 
 
-def check_module(ko: Path, release: str, modules: Path, headers: Path) -> None:
+def check_module(ko: Path, release: str, modules: Path, headers: Path, *, beside: Path | None = None) -> None:
     """Compare a module with the kernel it is to be loaded into.
 
     Args:
@@ -68,6 +68,7 @@ def check_module(ko: Path, release: str, modules: Path, headers: Path) -> None:
         release: the kernel's ``uname -r``.
         modules: the kernel's ``lib/modules/<release>``.
         headers: its headers; Module.symvers says which symbols it exports.
+        beside: another Module.symvers: what modules that were built together with it export.
 
     Raises:
         ModuleMismatch: other release or configuration, a symbol the kernel does not export, or one whose
@@ -76,6 +77,8 @@ def check_module(ko: Path, release: str, modules: Path, headers: Path) -> None:
     facts = module_facts(module_bytes(ko))
     _check_vermagic(ko, facts, release, modules)
     exported = read_symvers(headers / "Module.symvers")
+    if beside is not None and beside.is_file():
+        exported |= read_symvers(beside)
     unknown = sorted(facts.undefined - exported.keys())
     if unknown:
         raise ModuleMismatch(

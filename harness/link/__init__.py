@@ -22,6 +22,7 @@ from harness.link.guest import Guest, GuestOptions
 from harness.link.link import Hello, Link, Pending, PendingCall, Reply
 from harness.link.memory import PROT_NONE, PROT_READ, PROT_WRITE, UserMemory
 from harness.link.peer import Peer, PeerDied, PeerNotStarted
+from harness.link.plugs import NotPlugged, Plugged
 from harness.link.process import IoctlResult, PendingIoctl, Process
 from harness.link.program import Program, ProgramNotStarted
 from harness.link.start import Start, StartKind
@@ -46,6 +47,7 @@ __all__ = [
     "KernelHung",
     "Link",
     "Loaded",
+    "NotPlugged",
     "NotRestored",
     "Nr",
     "OperationTimedOut",
@@ -56,6 +58,7 @@ __all__ = [
     "Pending",
     "PendingCall",
     "PendingIoctl",
+    "Plugged",
     "Process",
     "Program",
     "ProgramNotStarted",

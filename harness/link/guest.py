@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +20,7 @@ from harness.link.errors import AgentDead, OperationTimedOut, RequestTimedOut
 from harness.link.link import Hello, Link
 from harness.link.origin import Origin
 from harness.link.peer import PEER_PORT_NAME, Peer
+from harness.link.plugs import Plugged, plug, unplug
 from harness.link.process import Process
 from harness.link.program import Program
 from harness.link.start import Start
@@ -35,6 +37,7 @@ from harness.vm import (
     SnapshotStore,
     choose_accelerator,
 )
+from harness.vm.attached import disk_address, disk_device
 
 if TYPE_CHECKING:
     from harness.link.ssh import Ssh
@@ -89,6 +92,7 @@ class GuestOptions:
         timeout_scale: what every deadline that is not given is multiplied by.
         peer: give the guest the port that `Guest.peer` needs.
         ports: further virtio-serial ports, by name; `Machine.port` has their host ends.
+        slots: how many devices `Guest.plug` can put in at a time.
     """
 
     memory_mib: int = 512
@@ -105,6 +109,7 @@ class GuestOptions:
     timeout_scale: float = 1.0
     peer: bool = True
     ports: tuple[str, ...] = ()
+    slots: int = 0
 
 
 class Guest(Process):
@@ -157,6 +162,7 @@ class Guest(Process):
         self.generation = 0
         self._peer: Peer | None = None
         self._peer_lock = threading.Lock()
+        self._disks: dict[int, Plugged] = {}
         self._ssh: Ssh | None = None
         self._ssh_lock = threading.Lock()
         self._stack = ExitStack()
@@ -173,6 +179,7 @@ class Guest(Process):
         with ExitStack() as stack:
             self._origin = Origin(self, spec, verdict, self._snapshots)
             self._starts.append(self._origin.begin(stack))
+            self._plug_disks()
             self.machine.services.ssh = lambda: self.ssh
             stack.callback(self._close_ssh)
             self._stack = stack.pop_all()
@@ -216,7 +223,29 @@ class Guest(Process):
         self._let_go("the guest was restored")
         with named_exhaustion("starting the guest again"):
             self._starts.append(self._origin.again())
+            self._plug_disks()
         return self.start
+
+    def keep(self, folder: Path) -> None:
+        """Make this moment the one that every later `restore` brings back, in place of the guest's beginning.
+
+        Whatever the agent has open, loaded and mapped belongs to it. A device whose model saves no state is
+        no more than plugged in afterwards (`harness.link.pci`).
+
+        Args:
+            folder: an existing one, empty, that stays as long as the guest does; about as large as the RAM
+                that the guest has used.
+
+        Raises:
+            BadInput: the guest was not entered, or its peer lives.
+            QmpRefused: a device of this machine cannot save its state.
+            OSError: the disk is full, or read-only.
+        """
+        if self._origin is None:
+            raise BadInput("the guest was not started", hint="use it as: with Guest(image) as guest: ...")
+        if self._peer is not None and self._peer.alive:
+            raise BadInput("a peer cannot be kept", hint="end it first: guest.peer.kill()")
+        self._origin.keep(folder)
 
     @property
     def peer(self) -> Peer:
@@ -294,6 +323,33 @@ class Guest(Process):
     def unload_module(self, name: str) -> None:
         """Unload a kernel module; one in use is GuestOSError EAGAIN or EBUSY, nothing is waited for."""
         self.syscall(Nr.DELETE_MODULE, cstring(name), os.O_NONBLOCK, what=f"unload module {name}")
+
+    def plug(self, device: str) -> Plugged:
+        """Plug a PCI device into the running guest; its kernel has seen it when this returns.
+
+        So it is how a device is watched whose model QEMU cannot capture, such as nvme: the CPUs' PAT and
+        MTRRs are captured before it comes.  A restored guest is without it.  See `harness.link.plugs.plug`.
+
+        Args:
+            device: what follows QEMU's ``-device``, without ``id`` and ``bus``.
+        """
+        return plug(self, device)
+
+    def unplug(self, plugged: Plugged) -> None:
+        """Take a device away again; see `harness.link.plugs.unplug`."""
+        unplug(self, plugged)
+
+    def disk_address(self, index: int) -> str:
+        """Where the kernel has the controller of a disk of `GuestOptions.disks`: ``"0000:00:10.0"``."""
+        plugged = self._disks.get(index)
+        return disk_address(index) if plugged is None else plugged.address
+
+    def _plug_disks(self) -> None:
+        """Bring the disks that come late; a boot or a snapshot is without them."""
+        self._disks = {}
+        for index, disk in enumerate(self.options.disks):
+            if disk.model.comes_late:
+                self._disks[index] = self.plug(disk_device(index, disk))
 
     def attach(self, ticket: int) -> None:
         """Make the link to an agent that has just begun; for `harness.link.origin`.
@@ -422,4 +478,5 @@ class Guest(Process):
             devices=options.devices,
             disks=options.disks,
             networks=options.networks,
+            slots=options.slots + sum(disk.model.comes_late for disk in options.disks),
         )

@@ -2,7 +2,7 @@
 """Where a guest comes from: the kernel's first instruction, or a snapshot of a guest that came from there."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from harness.vm import (
     SnapshotStore,
     SnapshotUnusable,
     find_qemu,
+    open_snapshot,
     process_stat,
 )
 
@@ -56,6 +57,7 @@ class Origin:
         if snapshots is not None:
             self._slot = snapshots.slot(spec, verdict.name, find_qemu())
         self._snapshot: Snapshot | None = None
+        self._kept = False  # the snapshot is of a moment that no boot brings back
         self._machine: Machine | None = None
         self._boot_cpu = 0.0
         self._stack = ExitStack()
@@ -92,8 +94,21 @@ class Origin:
             try:
                 return self._from(self._snapshot, self._enter)
             except _FAILED as error:
+                if self._kept:
+                    raise
                 self._give_up(error)
         return self._boot_and_save()
+
+    def keep(self, folder: Path) -> None:
+        """Make this moment the one that `again` brings back.
+
+        Raises:
+            QmpRefused: a device of this machine cannot save its state.
+            OSError: the disk is full, or read-only.
+        """
+        facts = {"kept": folder.name}
+        self._save(folder, facts, self._guest.boot_seconds)
+        self._snapshot, self._kept = open_snapshot(folder, facts), True
 
     def _enter(self, snapshot: Snapshot | None) -> bool:
         """Start a QEMU; False: it is not the one from before."""
@@ -141,7 +156,7 @@ class Origin:
 
         def build(folder: Path) -> None:
             booted.append(self._boot())
-            self._save(folder, slot, booted[0].seconds)
+            self._save(folder, slot.facts, booted[0].seconds)
 
         try:
             snapshot = slot.make(build)
@@ -164,14 +179,14 @@ class Origin:
         self._guest.vitals = Vitals.take(self._guest)
         return start
 
-    def _save(self, folder: Path, slot: Slot, boot_seconds: float) -> None:
+    def _save(self, folder: Path, facts: Mapping[str, str], boot_seconds: float) -> None:
         guest = self._guest
         memo: dict[str, Any] = remember(guest, boot_seconds) | {"boot_cpu_seconds": self._boot_cpu}
         if self._spec.devices:
             memo["pci"] = pci.headers(guest)
         guest.link.hold(memo["ticket"])
         try:
-            guest.machine.save(folder, facts=slot.facts, memo=memo)
+            guest.machine.save(folder, facts=facts, memo=memo)
         finally:
             guest.attach(memo["ticket"])
             guest.hello = guest.link.hello()

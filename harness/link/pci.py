@@ -51,6 +51,12 @@ def put_back(process: "Process", before: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(lost)
 
 
+def addresses(process: "Process") -> set[str]:
+    """Every PCI function the guest's kernel lists now, as sysfs writes them: ``"0000:00:1f.2"``."""
+    paths = (path.rpartition("/proc/bus/pci/")[2].replace("/", ":") for path in _paths(process))
+    return {f"0000:{path}" for path in paths}
+
+
 def _header(process: "Process", path: str) -> bytes:
     with _opened(process, path, os.O_RDONLY) as fd:
         return process.syscall(Nr.PREAD64, fd, Out(_HEADER), _HEADER, 0, what=f"read {path}").outputs[0]

@@ -10,7 +10,15 @@ from harness.oracle.aliases import PhysRange
 from harness.oracle.cpu import CpuState
 from harness.oracle.device import Edu
 from harness.oracle.directmap import DirectMap
-from harness.oracle.errors import NotLongMode, OracleError, ReservedType, StreamError, Unmapped, ViewExpired
+from harness.oracle.errors import (
+    NotLongMode,
+    OracleError,
+    ReservedType,
+    StreamError,
+    TypesChanged,
+    Unmapped,
+    ViewExpired,
+)
 from harness.oracle.expect import Expectations, Mismatch, SurveyMismatch
 from harness.oracle.leaf import Leaf
 from harness.oracle.memtype import EFFECTIVE, MemoryType, MtrrMap, TypeRules, decode_pat
@@ -22,7 +30,16 @@ from harness.oracle.survey import Survey
 from harness.oracle.timing import Timing
 from harness.oracle.translate import NOWHERE
 from harness.oracle.view import View
-from harness.oracle.vtd import Domain, Mode, Reach, Remapping, read_root, requester
+from harness.oracle.vtd import (
+    Domain,
+    Mode,
+    Reach,
+    Remapping,
+    StoppedTransfer,
+    read_fault,
+    read_root,
+    requester,
+)
 
 __all__ = [
     "EFFECTIVE",
@@ -46,17 +63,20 @@ __all__ = [
     "Reach",
     "Remapping",
     "ReservedType",
+    "StoppedTransfer",
     "StreamError",
     "Survey",
     "SurveyMismatch",
     "Timing",
     "TypeRules",
+    "TypesChanged",
     "Unmapped",
     "View",
     "ViewExpired",
     "decode_pat",
     "mask_of",
     "parse_device_state",
+    "read_fault",
     "read_root",
     "requester",
     "types_in",

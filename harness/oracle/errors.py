@@ -8,6 +8,10 @@ class OracleError(GuestFailure):
     """What the machine shows makes no sense, or is a state the oracle cannot judge (exit code 3)."""
 
 
+class TypesChanged(OracleError):
+    """PAT or MTRRs have changed while QEMU could not tell them: earlier views went by the wrong ones."""
+
+
 class StreamError(OracleError):
     """The device state is not a migration stream whose layout proves itself."""
 

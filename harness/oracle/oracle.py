@@ -13,6 +13,7 @@ from harness.oracle.recall import Ram, Recall
 from harness.oracle.survey import Survey
 from harness.oracle.timing import Clock, Timing
 from harness.oracle.view import View
+from harness.vm import Capture
 
 
 class Target(Protocol):
@@ -25,8 +26,8 @@ class Target(Protocol):
     def stopped(self) -> AbstractContextManager[object]:
         """Keep the guest stopped; may be nested."""
 
-    def device_state(self) -> bytes:
-        """Return the migration stream without RAM; the guest is stopped."""
+    def capture(self) -> Capture:
+        """Return what is known of the CPUs; the guest is stopped."""
 
 
 class Oracle:
@@ -62,6 +63,7 @@ class Oracle:
 
         Raises:
             StreamError: the machine's state cannot be read.
+            TypesChanged: PAT or MTRRs are not those that earlier views had to take for granted.
             NotLongMode: no vCPU pages in 64-bit mode.
             OracleError: the vCPUs' registers make no sense together.
         """
@@ -72,10 +74,10 @@ class Oracle:
             with self._clock.step("stop"):
                 going_on.enter_context(self._timed_stop())
             with self._clock.step("capture"):
-                stream = self._machine.device_state()
+                capture = self._machine.capture()
             with self._clock.step("parse"):
-                cpus = self._recall.reader.parse(stream)
-                view = View(self._machine.ram, cpus, self._clock, self._recall)
+                cpus = self._recall.cpus(capture, self._machine.ram)
+                view = View(self._machine.ram, cpus, self._clock, self._recall, note=capture.why)
             self._view = view
             try:
                 yield view

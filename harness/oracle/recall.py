@@ -10,9 +10,13 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+from harness.oracle.cpu import CpuState
+from harness.oracle.errors import TypesChanged
 from harness.oracle.migration import StreamReader
 from harness.oracle.paging import PhysicalMemory
+from harness.oracle.registers import same_types, updated
 from harness.oracle.scan import Scanner
+from harness.vm import Capture
 
 T = TypeVar("T")
 
@@ -79,3 +83,32 @@ class Recall:
         self.reader = StreamReader()
         self.scanner = Scanner()
         self.touched = Touched()
+        self._granted: tuple[CpuState, ...] = ()
+        self._ram: weakref.ref[Ram] | None = None
+
+    def cpus(self, capture: Capture, ram: Ram) -> tuple[CpuState, ...]:
+        """Return every vCPU's registers, from a capture of this moment or from what stands in for one.
+
+        Where PAT and MTRRs had to be taken for granted, the next capture of the same machine that has them
+        is compared with what they were taken for.
+
+        Args:
+            capture: of the machine.
+            ram: its memory; another one is another machine.
+
+        Raises:
+            StreamError: the capture cannot be read.
+            TypesChanged: they were taken for something else.
+        """
+        cpus = self.reader.parse(capture.stream)
+        if capture.registers:
+            self._granted, self._ram = cpus, weakref.ref(ram)
+            return updated(cpus, capture.registers)
+        granted, self._granted = self._granted, ()
+        if granted and self._ram is not None and self._ram() is ram and not same_types(granted, cpus):
+            raise TypesChanged(
+                "PAT or MTRRs have changed while QEMU could not tell them",
+                observed=f"PAT {granted[0].pat:#018x} was taken for granted, it is {cpus[0].pat:#018x} now",
+                hint="what was said of memory types since the last capture before that may be wrong",
+            )
+        return cpus

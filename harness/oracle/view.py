@@ -33,6 +33,7 @@ class View:
     Attributes:
         cpus: registers of every vCPU.
         levels: levels of page tables in use, 4 or 5.
+        note: where PAT and MTRRs are from, as a sentence, if not of this moment; else ``""``.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class View:
         cpus: Sequence[CpuState],
         clock: Clock | None = None,
         recall: Recall | None = None,
+        *,
+        note: str = "",
     ) -> None:
         """Prepare to read; nothing is scanned before it is asked for.
 
@@ -49,6 +52,7 @@ class View:
             cpus: registers of all vCPUs.
             clock: where steps are timed.
             recall: what earlier views of the same machine have left.
+            note: where PAT and MTRRs are from, if not of this moment.
 
         Raises:
             NotLongMode: no vCPU pages in 64-bit mode. One that was never started is left out of everything.
@@ -56,10 +60,12 @@ class View:
             ReservedType: a PAT slot or an MTRR in use holds a reserved encoding.
         """
         self.cpus = tuple(cpus)
+        self.note = note
         self._ram = ram
         self._clock = clock or Clock()
         self._recall = recall or Recall()
         self._closed = False
+        self._remappings: list[Remapping] = []
         self._tables = Tables(ram)
         running = [cpu for cpu in cpus if cpu.paging] or list(cpus[:1])
         levels = {cpu.levels for cpu in running}
@@ -76,6 +82,8 @@ class View:
     def close(self) -> None:
         """End the view; `Oracle.frozen` does this before the guest goes on."""
         self._closed = True
+        for remapping in self._remappings:
+            remapping.close()
         self._forget()
         for name in ("_tables", "_ram"):  # arrays over all RAM would keep it from being unmapped
             self.__dict__.pop(name, None)
@@ -213,9 +221,13 @@ class View:
 
         Args:
             root: what its root table address register holds; RAM does not tell.
+
+        Returns:
+            The tables; they expire with this view.
         """
         self._check()
-        return Remapping(self._tables, root)
+        self._remappings.append(Remapping(self._tables, root))
+        return self._remappings[-1]
 
     def mtrr_type(self, pa: int) -> MemoryType:
         """Return the MTRR type of a physical address on the lowest-numbered vCPU."""

@@ -23,13 +23,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.oracle import paging
-from harness.oracle.errors import OracleError
+from harness.oracle.errors import OracleError, ViewExpired
 from harness.oracle.paging import ENTRIES, PAGE, U64, Tables
 from harness.oracle.translate import NOWHERE
 
 UNIT: Final = 0xFED9_0000
 """Where QEMU's q35 has the registers of its only unit (include/hw/i386/intel_iommu.h)."""
-_STATUS, _ROOT = 0x1C, 0x20
+_CAPABILITIES, _STATUS, _ROOT = 0x08, 0x1C, 0x20
+_FAULT_IS_READ = 1 << 62
 _ENABLED = 1 << 31
 _SCALABLE = 1 << 10
 _PRESENT = 1
@@ -115,6 +116,46 @@ def read_root(monitor: Callable[[str], str], unit: int = UNIT) -> int | None:
     return _register(monitor, "g", unit + _ROOT)
 
 
+@dataclass(frozen=True)
+class StoppedTransfer:
+    """The last transfer that a unit has stopped.
+
+    Attributes:
+        device: bus in the high byte, device and function in the low one.
+        address: of the page the device asked for.
+        writes: whether it wanted to write.
+        reason: the specification's number: 5 no right to write, 6 none to read.
+    """
+
+    device: int
+    address: int
+    writes: bool
+    reason: int
+
+
+def read_fault(monitor: Callable[[str], str], unit: int = UNIT) -> StoppedTransfer | None:
+    """Return what the unit's first fault recording register says; None if it has never said anything.
+
+    The register keeps its words when the kernel has read them, which tells the first few faults of every five
+    seconds only (drivers/iommu/intel/dmar.c, dmar_fault). QEMU's unit has no other one, and writes into it
+    what it finds out by walking its tables: what it remembers to be forbidden is stopped without a word
+    (hw/i386/intel_iommu.c, vtd_do_iommu_translate).
+
+    Args:
+        monitor: runs a line of QEMU's human monitor.
+        unit: physical address of its registers.
+
+    Raises:
+        OracleError: the monitor does not show them.
+    """
+    at = unit + 16 * (_register(monitor, "g", unit + _CAPABILITIES) >> 24 & 0x3FF)
+    low, high = _register(monitor, "g", at), _register(monitor, "g", at + 8)
+    reason = high >> 32 & 0xFF
+    if not reason:
+        return None
+    return StoppedTransfer(high & 0xFFFF, low & ~(PAGE - 1), not high & _FAULT_IS_READ, reason)
+
+
 def _register(monitor: Callable[[str], str], size: str, address: int) -> int:
     line = f"xp/1{size}x {address:#x}"
     said = monitor(line)
@@ -138,9 +179,19 @@ class Remapping:
     """
 
     def __init__(self, tables: Tables, root: int) -> None:
-        self._tables = tables
+        self._open: Tables | None = tables
         self._root = root & paging.ADDRESS
         self.scalable = bool(root & _SCALABLE)
+
+    def close(self) -> None:
+        """Let go of the machine's RAM."""
+        self._open = None
+
+    @property
+    def _tables(self) -> Tables:
+        if self._open is None:
+            raise ViewExpired
+        return self._open
 
     def domain(self, bus: int, devfn: int) -> Domain | None:
         """Return what a device's requests are translated by; None where every one of them is refused.
@@ -151,6 +202,7 @@ class Remapping:
 
         Raises:
             OracleError: an entry that is present says what the specification reserves.
+            ViewExpired: the guest runs again.
         """
         if self.scalable:
             return self._scalable(bus, devfn)
@@ -172,33 +224,15 @@ class Remapping:
         Args:
             domain: from `domain`.
             addresses: what the device is given, in any order.
+
+        Raises:
+            ViewExpired: the guest runs again.
         """
-        wanted = np.array(addresses, dtype=np.uint64, ndmin=1)
+        tables, wanted = self._tables, np.array(addresses, dtype=np.uint64, ndmin=1)
         if domain.mode is Mode.UNTRANSLATED:
             every = np.ones(len(wanted), dtype=np.bool_)
             return Reach(wanted, every, every.copy())
-        return self._walk(domain, wanted)
-
-    def _walk(self, domain: Domain, wanted: U64) -> Reach:
-        first = domain.mode is Mode.FIRST_LEVEL
-        physical = np.full(len(wanted), NOWHERE, dtype=np.uint64)
-        rights = np.zeros(len(wanted), dtype=np.uint64)
-        bits = min(paging.shift_of(domain.levels + 1), _WIDEST)
-        going = np.flatnonzero(wanted >> np.uint64(bits) == 0)
-        table = np.full(len(going), domain.root, dtype=np.uint64)
-        may = np.full(len(going), _READ | _WRITE, dtype=np.uint64)
-        for level in range(domain.levels, 0, -1):
-            index = wanted[going] >> np.uint64(paging.shift_of(level)) & np.uint64(ENTRIES - 1)
-            entry = self._tables.entries(table, index)
-            may = may & _rights(entry, first=first)
-            leaf = (may != 0) & _ends(entry, level)
-            inside = np.uint64(paging.leaf_size(level) - 1)
-            mine = going[leaf]
-            physical[mine] = entry[leaf] & np.uint64(paging.ADDRESS) & ~inside | wanted[mine] & inside
-            rights[mine] = may[leaf]
-            on = (may != 0) & ~leaf
-            going, table, may = going[on], entry[on] & np.uint64(paging.ADDRESS), may[on]
-        return Reach(physical, rights & np.uint64(_READ) != 0, rights & np.uint64(_WRITE) != 0)
+        return _walk(tables, domain, wanted)
 
     def _scalable(self, bus: int, devfn: int) -> Domain | None:
         """Legacy mode has requests without a PASID; here they get the one their context entry names."""
@@ -220,6 +254,28 @@ class Remapping:
 
     def _word(self, table: int, index: int) -> int:
         return self._tables.entry(table, index) or 0
+
+
+def _walk(tables: Tables, domain: Domain, wanted: U64) -> Reach:
+    first = domain.mode is Mode.FIRST_LEVEL
+    physical = np.full(len(wanted), NOWHERE, dtype=np.uint64)
+    rights = np.zeros(len(wanted), dtype=np.uint64)
+    bits = min(paging.shift_of(domain.levels + 1), _WIDEST)
+    going = np.flatnonzero(wanted >> np.uint64(bits) == 0)
+    table = np.full(len(going), domain.root, dtype=np.uint64)
+    may = np.full(len(going), _READ | _WRITE, dtype=np.uint64)
+    for level in range(domain.levels, 0, -1):
+        index = wanted[going] >> np.uint64(paging.shift_of(level)) & np.uint64(ENTRIES - 1)
+        entry = tables.entries(table, index)
+        may = may & _rights(entry, first=first)
+        leaf = (may != 0) & _ends(entry, level)
+        inside = np.uint64(paging.leaf_size(level) - 1)
+        mine = going[leaf]
+        physical[mine] = entry[leaf] & np.uint64(paging.ADDRESS) & ~inside | wanted[mine] & inside
+        rights[mine] = may[leaf]
+        on = (may != 0) & ~leaf
+        going, table, may = going[on], entry[on] & np.uint64(paging.ADDRESS), may[on]
+    return Reach(physical, rights & np.uint64(_READ) != 0, rights & np.uint64(_WRITE) != 0)
 
 
 def _scalable_domain(entry: list[int]) -> Domain:

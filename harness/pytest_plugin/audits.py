@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.audit import AuditResult, AuditRun, Exercise, exercise_of, kind_of
+from harness.audit import AuditResult, AuditRun, Exercise, Finding, exercise_of, kind_of
 from harness.auditing import Equipment, audit_guest, prepared
 from harness.errors import HarnessError
 from harness.forensics import diagnose
@@ -153,7 +153,7 @@ class Auditor:
     def _found(self, path: str) -> str:
         beside = self._item.path.parent / path
         if not Path(path).is_absolute() and beside.exists():
-            return str(beside)
+            return _short(beside)
         with in_its_own_words():
             kind_of(path)
         return path
@@ -163,7 +163,7 @@ class Auditor:
             return None
         beside = self._item.path.parent / word
         with in_its_own_words():
-            return exercise_of(str(beside) if beside.is_file() else str(word))
+            return exercise_of(_short(beside) if beside.is_file() else str(word))
 
     def _keep(self, result: AuditResult) -> None:
         """Have it shown with the test if that fails, and kept with its evidence."""
@@ -171,6 +171,34 @@ class Auditor:
         self._item.add_report_section("call", f"iobmd audit of {result.driver}", as_text(result))
         for finding in result.findings:
             self._item.user_properties.append(("finding", f"{finding.rule.id}: {finding.site}"))
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Tell findings that were not expected as findings, not as the fields of their classes."""
+    if op != "==" or not all(isinstance(side, list | tuple) for side in (left, right)):
+        return None
+    sides = [[one for one in side if isinstance(one, Finding)] for side in (left, right)]  # type: ignore[attr-defined]
+    if not any(sides):
+        return None
+    there, wanted = sides
+    lines = [f"{_counted(there)}, where there was to be {_counted(wanted)}"]
+    for finding in there:
+        if finding not in wanted:
+            lines += finding.render(stack=False).splitlines()
+    for finding in wanted:
+        if finding not in there:
+            lines += ["missing:", *finding.render(stack=False).splitlines()]
+    return lines
+
+
+def _short(path: Path) -> str:
+    """Return a path as it is typed here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _counted(findings: list[Finding]) -> str:
+    return f"{len(findings)} finding{'' if len(findings) == 1 else 's'}" if findings else "none"
 
 
 def as_text(result: AuditResult) -> str:

@@ -328,7 +328,10 @@ def seats_of(item: pytest.Item) -> tuple[Seat, ...]:
     return tuple(
         seat
         for seat in found
-        if seat is not None and seat.ground.kernel == kernel and machine in (None, seat.ground.machine)
+        if seat is not None
+        and seat.ground.kernel == kernel
+        and machine in (None, seat.ground.machine)
+        and (seat.role is not Role.AUDIT or seat.used_by == item.nodeid)  # not yet, or not in this test
     )
 
 

@@ -40,7 +40,7 @@ def print_audit(result: AuditResult, console: Console | None = None, *, verbose:
     page.hang(_label("driver"), f"{result.source}, loaded as {', '.join(result.loaded) or 'nothing'}")
     page.hang(_label("devices"), ", ".join(result.bound) or "none: no device was bound to it")
     page.hang(_label("exercise"), result.exercised or "none")
-    page.hang(_label("machine"), ", ".join(filter(None, (result.asked or "", made_on.machine))))
+    page.hang(_label("machine"), _machine(result))
     page.line(Text())
     _print_judged(page, result.judged, verbose)
     for number, finding in enumerate(result.findings, 1):
@@ -123,6 +123,12 @@ def _told(row: Judged) -> str:
     return f"{row.what}, {direction}, {row.device}: {made}{left}, {size} bytes{where}{reach}{broken}"
 
 
+def _machine(result: AuditResult) -> str:
+    made_of = result.provenance.machine
+    words = [word for word in result.asked.split(", ") if word and word not in made_of.split(", ")]
+    return ", ".join([*words, made_of])
+
+
 def _reach(mask: int) -> str:
     return f"{mask.bit_length()} bits" if not mask & (mask + 1) else f"{mask:#x}"
 
@@ -144,12 +150,10 @@ def _print_closing(page: Page, result: AuditResult) -> None:
         count += f", and the audit did not come to its end: {result.failure.kind.word}"
     page.line(Text())
     style = "bold red" if found or result.failure is not None else "bold"
-    page.hang(
-        Text(),
-        f"{count} in {_of(made, 'buffer or mapping', 'buffers and mappings')} "
-        f"from {_of(len(result.judged), 'place', 'places')}",
-        style=style,
-    )
+    if made:
+        count += f" in {_of(made, 'buffer or mapping', 'buffers and mappings')}"
+        count += f" from {_of(len(result.judged), 'place', 'places')}"
+    page.hang(Text(), count, style=style)
     lost = f", {result.lost} lost" if result.lost else ", none lost"
     page.hang(_label("ledger"), f"{result.events} calls of the DMA API recorded{lost}")
     page.hang(_label("outside"), f"{result.looks} looks at the stopped machine")

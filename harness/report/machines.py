@@ -9,9 +9,10 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
+from harness.contract.catalogue import Catalogue
 from harness.contract.catalogue import catalogue as shipped
 from harness.contract.model import ClauseResult, Judgement, Verdict
-from harness.report.complete import outside
+from harness.report.complete import outside, require_complete
 from harness.report.json_report import to_json, write_text
 from harness.report.layout import Page
 from harness.report.table import INDENT, WIDEST, print_clause, report_console
@@ -27,6 +28,7 @@ def print_machines(
     console: Console | None = None,
     *,
     verbose: bool = False,
+    catalogue: Catalogue | None = None,
 ) -> None:
     """Print a row per machine, what is broken with its evidence, and which clause is decided nowhere.
 
@@ -35,7 +37,14 @@ def print_machines(
         left_out: machines that were not judged, each with the reason.
         console: where to; the default is `report_console`.
         verbose: show every clause that is not applicable, with its reason and machines.
+        catalogue: what the judgements must cover; the default is the shipped catalogue.
+
+    Raises:
+        IncompleteJudgement: one does not cover it.
     """
+    clauses = shipped() if catalogue is None else catalogue
+    for judgement in judgements.values():
+        require_complete(judgement, clauses)
     where = report_console() if console is None else console
     page = Page(where, min(where.width, WIDEST))
     release = next(iter(judgements.values())).provenance.release
@@ -51,19 +60,21 @@ def print_machines(
         for result in broken:
             print_clause(page, result, verbose)
     page.line(Text())
-    _print_nowhere(page, judgements, verbose)
+    _print_nowhere(page, judgements, clauses, verbose)
     for line in left_out:
         page.hang(Text("left out: ", style="dim"), line)
     _print_sum(page, judgements)
 
 
-def machines_to_json(judgements: Mapping[str, Judgement], left_out: Sequence[str] = ()) -> str:
+def machines_to_json(
+    judgements: Mapping[str, Judgement], left_out: Sequence[str] = (), catalogue: Catalogue | None = None
+) -> str:
     """Return the judgements as one document: `harness.report.to_json` of each, by the machine's name.
 
     Raises:
         IncompleteJudgement: one does not cover the catalogue.
     """
-    machines = {name: json.loads(to_json(one)) for name, one in judgements.items()}
+    machines = {name: json.loads(to_json(one, catalogue)) for name, one in judgements.items()}
     document = {"schema": SCHEMA, "machines": machines, "left_out": list(left_out)}
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
@@ -87,9 +98,11 @@ def _row(name: str, judgement: Judgement) -> tuple[str, ...]:
     )
 
 
-def _print_nowhere(page: Page, judgements: Mapping[str, Judgement], verbose: bool) -> None:
+def _print_nowhere(
+    page: Page, judgements: Mapping[str, Judgement], clauses: Catalogue, verbose: bool
+) -> None:
     """Say which clauses no machine could decide; with *verbose* also which ones only some could."""
-    lacking: dict[str, dict[str, ClauseResult]] = {name: {} for name in shipped()}
+    lacking: dict[str, dict[str, ClauseResult]] = {name: {} for name in clauses}
     for machine, judgement in judgements.items():
         for one in judgement.results:
             if one.verdict is Verdict.NOT_APPLICABLE:

@@ -3,6 +3,7 @@
 
 from harness.vm.accel import AcceleratorVerdict, choose_accelerator
 from harness.vm.attached import Attached, Disk, DiskFile, DiskModel, Network, NetworkModel
+from harness.vm.capture import Capture
 from harness.vm.complaints import Complaint, ConsoleEvent
 from harness.vm.console import READY_LINE, RESTORED_LINE, Console
 from harness.vm.errors import (
@@ -26,7 +27,7 @@ from harness.vm.qmp import Qmp, QmpEvent
 from harness.vm.qtest import QTest
 from harness.vm.ram import GuestRam, ram_ranges
 from harness.vm.services import RemoteShell, Services
-from harness.vm.snapshot import Snapshot, SnapshotUnusable
+from harness.vm.snapshot import Snapshot, SnapshotUnusable, open_snapshot
 from harness.vm.snapshots import Slot, SnapshotStore
 from harness.vm.spec import Accel, MachineSpec
 
@@ -36,6 +37,7 @@ __all__ = [
     "Accel",
     "AcceleratorVerdict",
     "Attached",
+    "Capture",
     "Complaint",
     "Console",
     "ConsoleEvent",
@@ -72,6 +74,7 @@ __all__ = [
     "SnapshotUnusable",
     "choose_accelerator",
     "find_qemu",
+    "open_snapshot",
     "process_stat",
     "ram_ranges",
 ]

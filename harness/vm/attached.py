@@ -41,11 +41,17 @@ class DiskModel(StrEnum):
     AHCI = "ahci"
     VIRTIO = "virtio-blk"
 
+    @property
+    def comes_late(self) -> bool:
+        """Whether it is plugged in when the guest runs: with it there, QEMU tells nobody the CPUs' state."""
+        return self is DiskModel.NVME
+
 
 class NetworkModel(StrEnum):
     """Which card a network is behind."""
 
     E1000E = "e1000e"
+    E1000 = "e1000"
     VIRTIO = "virtio-net"
 
 
@@ -82,7 +88,10 @@ class Network:
 
 
 def disk_address(index: int) -> str:
-    """Where the guest's kernel sees the controller of a disk, for example ``"0000:00:10.0"``."""
+    """Where the guest's kernel sees the controller of a disk, for example ``"0000:00:10.0"``.
+
+    Not of one that comes late: see `harness.link.Guest.disk_address`.
+    """
     return f"0000:00:{_FIRST_DISK + index:02x}.0"
 
 
@@ -92,7 +101,7 @@ def network_address(index: int) -> str:
 
 
 def disk_words(index: int, disk: Disk, backend: str) -> list[str]:
-    """The words of QEMU's command line for a disk.
+    """The words of QEMU's command line for a disk; of one that comes late, for its bytes.
 
     Args:
         index: its place in the specification.
@@ -101,11 +110,19 @@ def disk_words(index: int, disk: Disk, backend: str) -> list[str]:
     """
     name, slot = f"disk{index}", f"addr={_FIRST_DISK + index:#x}"
     words = ["-blockdev", f"{backend},node-name={name}"]
+    if disk.model.comes_late:
+        return words
     if disk.model is DiskModel.AHCI:
         words += ["-device", f"ich9-ahci,id={name}-ahci,{slot}"]
         return [*words, "-device", f"ide-hd,bus={name}-ahci.0,drive={name},serial={name}"]
+    return [*words, "-device", f"{disk_device(index, disk)},{slot}"]
+
+
+def disk_device(index: int, disk: Disk) -> str:
+    """The ``-device`` value of a disk that is a device itself, without a place for it."""
+    name = f"disk{index}"
     model = f"virtio-blk-pci,{_BY_DMA_API}" if disk.model is DiskModel.VIRTIO else disk.model.value
-    return [*words, "-device", f"{model},drive={name},serial={name},{slot}"]
+    return f"{model},drive={name},serial={name}"
 
 
 def network_words(index: int, network: Network, backend: str) -> list[str]:

@@ -15,10 +15,11 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 from harness.vm.errors import QmpRefused
-from harness.vm.qemu import STATE_FILE, STATE_NODE, STATE_SET
+from harness.vm.qemu import STATE_NODE, STATE_SET
 from harness.vm.qmp import Qmp, Session
 from harness.vm.stub import memory_file
 
@@ -27,9 +28,70 @@ CAPTURE_SECONDS: Final = 20.0
 _FD_NAME: Final = "iobmd-state"
 #: Between two looks at a migration or a job that is finishing; each look is a round trip of its own already.
 _BREATH_SECONDS: Final = 0.001
+#: A machine that was started from a state has that one open all its life, and can save another one.
+_SAVING_NODE, _SAVING_FILE, _SAVING_SET = "saving", "saving-file", STATE_SET + 1
 _TAG: Final = "clean"
 _JOB: Final = "iobmd"
-_HINT: Final = "leave out the device that QEMU names: its model cannot save its state (nvme cannot)"
+_HINT: Final = (
+    "the model of the device that QEMU names cannot save its state (nvme's cannot): leave it out, or plug "
+    "it in when the guest runs (Guest.plug)"
+)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What is known of a stopped machine's CPUs.
+
+    Attributes:
+        stream: a migration stream, without RAM.
+        registers: ``""`` where the stream is of this moment; else the monitor's ``info registers -a`` of this
+            moment: it has the control registers and EFER, and neither PAT nor MTRRs.
+        why: why the stream is an earlier one, as a sentence.
+    """
+
+    stream: bytes
+    registers: str = ""
+    why: str = ""
+
+
+class Captures:
+    """The captures of one QEMU. Where it refuses one, the one before it and the monitor stand in.
+
+    Args:
+        qmp: its protocol.
+    """
+
+    def __init__(self, qmp: Qmp) -> None:
+        self._qmp = qmp
+        self._whole = b""
+
+    def forget(self) -> None:
+        """The machine was put back: what was captured is of another guest."""
+        self._whole = b""
+
+    def whole(self) -> bytes:
+        """Capture a stopped machine; see `capture_device_state`."""
+        self._whole = capture_device_state(self._qmp)
+        return self._whole
+
+    def now(self) -> Capture:
+        """Tell what there is to be told of a stopped machine.
+
+        Raises:
+            QmpRefused: a device cannot be captured, and nothing was before it came.
+            QmpSilent: QEMU did not finish in time.
+        """
+        try:
+            return Capture(self.whole())
+        except QmpRefused as refused:
+            if not self._whole:
+                raise
+            told = self._qmp.execute("human-monitor-command", {"command-line": "info registers -a"})
+            why = (
+                "IA32_PAT and MTRRs are those of the last capture that QEMU made; CR0, CR3, CR4 and EFER are "
+                f"of this moment. It makes none now: {refused.observed}"
+            )
+            return Capture(self._whole, str(told), why)
 
 
 def capture_device_state(qmp: Qmp) -> bytes:
@@ -78,7 +140,7 @@ def save_state(qmp: Qmp) -> bytes:
 
         async def transaction(session: Session) -> None:
             async with _image(session, fd), _without_ram(session):
-                await _run(session, "snapshot-save", _snapshot())
+                await _run(session, "snapshot-save", _snapshot(_SAVING_NODE))
 
         qmp.transact("saving the state", transaction, CAPTURE_SECONDS * qmp.scale)
         return os.pread(fd, os.fstat(fd).st_size, 0)
@@ -100,13 +162,13 @@ def load_state(qmp: Qmp) -> None:
 
     async def transaction(session: Session) -> None:
         async with _without_ram(session):
-            await _run(session, "snapshot-load", _snapshot())
+            await _run(session, "snapshot-load", _snapshot(STATE_NODE))
 
     qmp.transact("loading the state", transaction, CAPTURE_SECONDS * qmp.scale)
 
 
-def _snapshot() -> dict[str, object]:
-    return {"job-id": _JOB, "tag": _TAG, "vmstate": STATE_NODE, "devices": [STATE_NODE]}
+def _snapshot(node: str) -> dict[str, object]:
+    return {"job-id": _JOB, "tag": _TAG, "vmstate": node, "devices": [node]}
 
 
 @asynccontextmanager
@@ -127,24 +189,25 @@ async def _capability(session: Session, *, on: bool) -> None:
 async def _image(session: Session, fd: int) -> AsyncIterator[None]:
     """An empty image in the memfd, for as long as the block runs; no device of the guest is behind it."""
     session.send_fd(fd)
-    await session.execute("add-fd", {"fdset-id": STATE_SET})
+    await session.execute("add-fd", {"fdset-id": _SAVING_SET})
     file = {
         "driver": "file",
-        "node-name": STATE_FILE,
-        "filename": f"/dev/fdset/{STATE_SET}",
+        "node-name": _SAVING_FILE,
+        "filename": f"/dev/fdset/{_SAVING_SET}",
         "locking": "off",
     }
     await session.execute("blockdev-add", file)
     # Its size is that of a disk for the guest: none.  States lie behind it.
-    empty = {"driver": "qcow2", "file": STATE_FILE, "size": 0}
+    empty = {"driver": "qcow2", "file": _SAVING_FILE, "size": 0}
     await _run(session, "blockdev-create", {"job-id": _JOB, "options": empty})
-    await session.execute("blockdev-add", {"driver": "qcow2", "node-name": STATE_NODE, "file": STATE_FILE})
+    image = {"driver": "qcow2", "node-name": _SAVING_NODE, "file": _SAVING_FILE}
+    await session.execute("blockdev-add", image)
     try:
         yield
     finally:
-        for node in (STATE_NODE, STATE_FILE):
+        for node in (_SAVING_NODE, _SAVING_FILE):
             await session.execute("blockdev-del", {"node-name": node})
-        await session.execute("remove-fd", {"fdset-id": STATE_SET})
+        await session.execute("remove-fd", {"fdset-id": _SAVING_SET})
 
 
 async def _run(session: Session, command: str, arguments: Mapping[str, object]) -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from harness.vm.capture import load_state
+from harness.vm.capture import Captures, load_state
 from harness.vm.errors import MachineFailure
 from harness.vm.launch import Launched, launched
+from harness.vm.plugs import Plugs
 from harness.vm.qemu import Qemu
 from harness.vm.qmp import Qmp
 from harness.vm.qtest import QTest
@@ -47,6 +48,8 @@ class Life:
         qmp: its protocol.
         qtest: its test port.
         snapshot: what it was started from; only then can it be put back.
+        captures: what is known of its CPUs.
+        plugs: what was plugged into it.
     """
 
     launched: Launched
@@ -54,6 +57,8 @@ class Life:
     qmp: Qmp
     qtest: QTest
     snapshot: Snapshot | None
+    captures: Captures
+    plugs: Plugs
 
     @property
     def gone(self) -> bool:
@@ -73,6 +78,7 @@ class Life:
         snapshot.rewind(self.ram)
         self.launched.attached.rewind()
         load_state(self.qmp)
+        self.captures.forget()
         # A port that could not send while nobody read sends when somebody does: so this comes last.
         for port in (*self.launched.ports.values(), *self.launched.attached.wires):
             with contextlib.suppress(OSError):
@@ -139,7 +145,7 @@ def living(
         stack.callback(qmp.close)
         qtest = QTest(qmp)
         stack.callback(qtest.close)
-        life = Life(it, ram, qmp, qtest, snapshot)
+        life = Life(it, ram, qmp, qtest, snapshot, Captures(qmp), Plugs(qmp, spec))
         it.answered = True
         it.explain = life.explain
         stack.callback(life.end)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from harness.errors import HostLacks, exhaustion
-from harness.vm.attached import disk_words, network_words
+from harness.vm.attached import disk_device, disk_words, network_words
 from harness.vm.spec import MachineSpec
 
 PROGRAM: Final = "qemu-system-x86_64"
@@ -151,7 +151,7 @@ def compose(qemu: Qemu, spec: MachineSpec, accelerator: str, wires: Wires) -> tu
         name: f"socket,id=port{index},fd={fd}" for index, (name, fd) in enumerate(wires.ports.items())
     }
     words = [*_disks(spec, wires.disks), *_networks(spec, wires.networks)]
-    return (*argv, *_ports(backends), *_devices(spec), *words, *_saved(wires))
+    return (*argv, *_ports(backends), *_devices(spec), *words, *_slots(spec), *_saved(wires))
 
 
 def compose_by_hand(qemu: Qemu, spec: MachineSpec, accelerator: str) -> tuple[str, ...]:
@@ -171,9 +171,11 @@ def compose_by_hand(qemu: Qemu, spec: MachineSpec, accelerator: str) -> tuple[st
     words = []
     for index, disk in enumerate(spec.disks):
         words += disk_words(index, disk, f"driver=null-co,read-zeroes=on,size={disk.size_mib}M")
+        if disk.model.comes_late:
+            words += ["-device", disk_device(index, disk)]  # nobody captures a machine by hand
     for index, network in enumerate(spec.networks):
         words += network_words(index, network, "null")
-    return (*argv, *_ports(backends), *_devices(spec), *words)
+    return (*argv, *_ports(backends), *_devices(spec), *words, *_slots(spec))
 
 
 def _base(qemu: Qemu, spec: MachineSpec, accelerator: str) -> list[str]:
@@ -263,3 +265,11 @@ def _saved(wires: Wires) -> list[str]:
 
 def _devices(spec: MachineSpec) -> list[str]:
     return [word for device in spec.devices for word in ("-device", device)]
+
+
+def _slots(spec: MachineSpec) -> list[str]:
+    if spec.machine != "q35":
+        return []  # the older chipset's bus takes devices as it is
+    # Nothing can be plugged into PCI Express's root bus itself, only behind a port of it.
+    ports = (f"pcie-root-port,id={name},chassis={index + 1}" for index, name in enumerate(spec.places))
+    return [word for port in ports for word in ("-device", port)]

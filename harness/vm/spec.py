@@ -20,6 +20,9 @@ CMDLINE_MAX: Final = 2047
 #: One virtio-serial controller has 31 ports and keeps port 0 for consoles.
 PORTS_MAX: Final = 30
 
+#: Each is a bridge with a bus of its own; QEMU's PCI Express root bus has 32 places, some taken.
+SLOTS_MAX: Final = 16
+
 _MACHINES: Final = ("q35", "pc")
 _PORT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _CPU_MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")
@@ -48,6 +51,7 @@ class MachineSpec:
         accel: forced or automatic.
         ports: names of virtio-serial ports; each becomes a socket on the host side.
         devices: further ``-device`` values, for example ``"edu,dma_mask=0xffffffff"``.
+        slots: how many devices can be plugged in while the guest runs; see `harness.vm.Machine.plug`.
         disks: each an empty one of its own.
         networks: each a separate one that leads nowhere.
 
@@ -65,6 +69,7 @@ class MachineSpec:
     accel: Accel = Accel.AUTO
     ports: tuple[str, ...] = ("org.iobmd.link",)
     devices: tuple[str, ...] = ()
+    slots: int = 0
     disks: tuple[Disk, ...] = ()
     networks: tuple[Network, ...] = ()
 
@@ -79,6 +84,18 @@ class MachineSpec:
                     f"{device!r} is no -device value",
                     hint="give what follows -device on QEMU's command line, for example 'edu'",
                 )
+
+    @property
+    def translates(self) -> bool:
+        """Whether an IOMMU is between devices and RAM; what it has translated QEMU keeps beside any state."""
+        return any("iommu" in device.partition(",")[0] for device in self.devices)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where devices can be plugged in: buses of root ports, or slots of the older chipset's one bus."""
+        if self.machine == "pc":
+            return tuple(f"pci.0 slot {number}" for number in range(self.slots))
+        return tuple(f"slot{number}" for number in range(self.slots))
 
     def check_files(self) -> None:
         """Looks at the kernel and the initramfs.
@@ -114,6 +131,8 @@ class MachineSpec:
                 observed=f"between 1 and {CPUS_MAX} are possible",
                 hint="1 is quickest; 2 or 4 show races",
             )
+        if not 0 <= self.slots <= SLOTS_MAX:
+            raise BadInput(f"a machine cannot have {self.slots} slots", observed=f"at most {SLOTS_MAX}")
         for what, number, most in (
             ("disks", len(self.disks), DISKS_MAX),
             ("networks", len(self.networks), NETWORKS_MAX),

@@ -237,7 +237,7 @@ struct dma_ledger_header {
  * @produced: as in the header
  * @consumed: as in the header
  * @lost: as in the header
- * @missed: calls no probe could be run for, all probes together
+ * @missed: calls of watched functions that could not be recorded
  * @armed: bit per enum dma_ledger_kind that is watched
  */
 struct dma_ledger_info {

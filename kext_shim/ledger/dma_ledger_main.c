@@ -4,6 +4,7 @@
 #include <linux/module.h>
 #include <linux/uaccess.h>
 
+#include "dma_ledger_detour.h"
 #include "dma_ledger_modules.h"
 #include "dma_ledger_probes.h"
 #include "dma_ledger_record.h"
@@ -18,7 +19,7 @@ static long ledger_ioctl(struct file *file, unsigned int command,
 {
 	struct dma_ledger_info info = {
 		.abi_version = DMA_LEDGER_ABI_VERSION,
-		.missed = ledger_probes_missed(),
+		.missed = ledger_detours_missed(),
 		.armed = ledger_probes_armed(),
 	};
 

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
-#include <linux/kprobes.h>
+#include <linux/irqflags.h>
 #include <linux/printk.h>
+#include <linux/ptrace.h>
 
+#include "dma_ledger_detour.h"
 #include "dma_ledger_enter.h"
 #include "dma_ledger_leave.h"
 #include "dma_ledger_probes.h"
 
-/* Calls that may be under way at once, per function; more are missed. */
-#define CALLS_AT_ONCE 128
-
 /*
- * A function that is watched.  One that begins something is watched when it
+ * A function that is watched.  One that begins something is recorded when it
  * returns, one that ends something when it is called, so that no address is
  * handed out again before its end is in the ring.
  */
@@ -21,8 +20,7 @@ struct watch {
 	ledger_leave_fn *leave;
 	/* NULL for all calls */
 	ledger_wanted_fn *wanted;
-	struct kretprobe probe;
-	bool armed;
+	ledger_function *original;
 };
 
 /* Only some of its calls may be of interest. */
@@ -123,69 +121,90 @@ static struct watch watches[] = {
 		  ledger_leave_unbind),
 };
 
-static int called(struct kprobe *probe, struct pt_regs *regs)
+/*
+ * What every detour does.  @frame is the detour's own: its caller's frame
+ * pointer, and the address it returns to.  So registers can be told as the
+ * function's first instruction would have found them, for the arguments and
+ * for whoever walks the stack from there.
+ */
+static noinline unsigned long through(const struct watch *watch,
+				      const unsigned long *arguments,
+				      const unsigned long *frame)
 {
-	const struct watch *watch = container_of(probe, struct watch, probe.kp);
+	struct pt_regs regs = {
+		.di = arguments[0],
+		.si = arguments[1],
+		.dx = arguments[2],
+		.cx = arguments[3],
+		.r8 = arguments[4],
+		.r9 = arguments[5],
+		.flags = arch_local_save_flags(),
+		.ip = (unsigned long)watch->original,
+		.cs = __KERNEL_CS,
+		.sp = (unsigned long)&frame[1],
+		.bp = frame[0],
+		.ss = __KERNEL_DS,
+	};
 	struct ledger_call call;
+	unsigned long result;
+	bool wanted;
 
-	if (watch->wanted && !watch->wanted(regs))
-		return 0;
-	call.argument = 0;
-	call.entries = 0;
-	ledger_record_begin(&call.record, watch->kind, regs);
-	watch->enter(&call, regs);
-	ledger_record_write(&call.record);
-	return 0;
-}
-
-static int entered(struct kretprobe_instance *instance, struct pt_regs *regs)
-{
-	const struct watch *watch =
-		container_of(get_kretprobe(instance), struct watch, probe);
-	struct ledger_call *call = (struct ledger_call *)instance->data;
-
-	if (watch->wanted && !watch->wanted(regs))
-		return 1;
-	call->argument = 0;
-	call->entries = 0;
-	ledger_record_begin(&call->record, watch->kind, regs);
-	watch->enter(call, regs);
-	return 0;
-}
-
-static int left(struct kretprobe_instance *instance, struct pt_regs *regs)
-{
-	const struct watch *watch =
-		container_of(get_kretprobe(instance), struct watch, probe);
-
-	watch->leave((struct ledger_call *)instance->data,
-		     regs_return_value(regs));
-	return 0;
-}
-
-static int arm_as(struct watch *watch, const char *name)
-{
-	/* A probe that could not be registered is not fit for another try. */
-	memset(&watch->probe, 0, sizeof(watch->probe));
-	watch->probe.kp.symbol_name = name;
-	if (!watch->leave) {
-		watch->probe.kp.pre_handler = called;
-		return register_kprobe(&watch->probe.kp);
+	ledger_detour_entered();
+	wanted = !watch->wanted || watch->wanted(&regs);
+	if (wanted) {
+		call.argument = 0;
+		call.entries = 0;
+		ledger_record_begin(&call.record, watch->kind, &regs);
+		watch->enter(&call, &regs);
+		if (!watch->leave)
+			ledger_record_write(&call.record);
 	}
-	watch->probe.entry_handler = entered;
-	watch->probe.handler = left;
-	watch->probe.data_size = sizeof(struct ledger_call);
-	watch->probe.maxactive = CALLS_AT_ONCE;
-	return register_kretprobe(&watch->probe);
+	result = watch->original(arguments[0], arguments[1], arguments[2],
+				 arguments[3], arguments[4], arguments[5]);
+	if (wanted && watch->leave)
+		watch->leave(&call, result);
+	ledger_detour_left();
+	return result;
 }
+
+/* One detour for each place in the table, as nothing else says which. */
+#define DETOUR(n)                                                         \
+	static unsigned long detour_##n(unsigned long a, unsigned long b, \
+					unsigned long c, unsigned long d, \
+					unsigned long e, unsigned long f) \
+	{                                                                 \
+		const unsigned long arguments[] = { a, b, c, d, e, f };   \
+                                                                          \
+		return through(&watches[n], arguments,                    \
+			       __builtin_frame_address(0));               \
+	}
+/* Octal, so that pasted digits count to eight. */
+#define EIGHT(OF, n) \
+	OF(n##0) OF(n##1) OF(n##2) OF(n##3) OF(n##4) OF(n##5) OF(n##6) OF(n##7)
+#define ALL(OF)       \
+	EIGHT(OF, 00) \
+	EIGHT(OF, 01) \
+	EIGHT(OF, 02) \
+	EIGHT(OF, 03) EIGHT(OF, 04) EIGHT(OF, 05) EIGHT(OF, 06) EIGHT(OF, 07)
+#define NAME(n) detour_##n,
+
+ALL(DETOUR)
+
+static ledger_function *const wrappers[] = { ALL(NAME) };
 
 static int arm(struct watch *watch)
 {
-	int error = arm_as(watch, watch->names[0]);
+	unsigned int place = watch - watches, i;
+	unsigned long address = 0;
+	int error;
 
-	if (error && watch->names[1])
-		error = arm_as(watch, watch->names[1]);
-	watch->armed = !error;
+	for (i = 0; !address && i < 2 && watch->names[i]; i++)
+		address = ledger_detour_find(watch->names[i]);
+	if (!address)
+		return -ENOENT;
+	error = ledger_detour_add(address, wrappers[place]);
+	if (!error)
+		watch->original = ledger_detour_past(address);
 	return error;
 }
 
@@ -202,42 +221,23 @@ int ledger_probes_arm(void)
 	unsigned int i;
 	int error;
 
+	BUILD_BUG_ON(ARRAY_SIZE(watches) > ARRAY_SIZE(wrappers));
 	for (i = 0; i < ARRAY_SIZE(watches); i++) {
 		error = arm(&watches[i]);
 		if (error)
 			pr_warn("dma_ledger: %s is not watched: error %d\n",
 				watches[i].names[0], error);
 		/* The first two are what a ledger is about. */
-		if (error && i < 2) {
-			ledger_probes_disarm();
+		if (error && i < 2)
 			return error;
-		}
 	}
-	return 0;
+	return ledger_detours_open();
 }
 
-/**
- * ledger_probes_disarm - watch nothing; no probe runs when this returns
- *
- * All at once: one probe after the other would wait for every CPU each time.
- */
+/** ledger_probes_disarm - watch nothing; no probe runs when this returns */
 void ledger_probes_disarm(void)
 {
-	static struct kretprobe *returns[ARRAY_SIZE(watches)];
-	static struct kprobe *calls[ARRAY_SIZE(watches)];
-	unsigned int i, return_count = 0, call_count = 0;
-
-	for (i = 0; i < ARRAY_SIZE(watches); i++) {
-		if (!watches[i].armed)
-			continue;
-		if (watches[i].leave)
-			returns[return_count++] = &watches[i].probe;
-		else
-			calls[call_count++] = &watches[i].probe.kp;
-		watches[i].armed = false;
-	}
-	unregister_kretprobes(returns, return_count);
-	unregister_kprobes(calls, call_count);
+	ledger_detours_close();
 }
 
 /**
@@ -251,23 +251,7 @@ u64 ledger_probes_armed(void)
 	unsigned int i;
 
 	for (i = 0; i < ARRAY_SIZE(watches); i++)
-		if (watches[i].armed)
+		if (watches[i].original)
 			armed |= BIT_ULL(watches[i].kind);
 	return armed;
-}
-
-/**
- * ledger_probes_missed - calls that no probe could be run for
- *
- * Return: how many, since the probes were armed.
- */
-u64 ledger_probes_missed(void)
-{
-	u64 missed = 0;
-	unsigned int i;
-
-	for (i = 0; i < ARRAY_SIZE(watches); i++)
-		missed +=
-			watches[i].probe.nmissed + watches[i].probe.kp.nmissed;
-	return missed;
 }

@@ -7,6 +7,5 @@
 int ledger_probes_arm(void);
 void ledger_probes_disarm(void);
 u64 ledger_probes_armed(void);
-u64 ledger_probes_missed(void);
 
 #endif /* DMA_LEDGER_PROBES_H */

@@ -45,9 +45,8 @@ static void copy_record(struct dma_ledger_record *to,
 }
 
 /*
- * From the function's first instruction on: what the probe itself has put on
- * the stack is not walked, and return addresses that other probes have
- * replaced are found.
+ * From the function's first instruction on: what we ourselves have put on the
+ * stack is not walked.
  */
 static void record_stack(struct dma_ledger_record *record, struct pt_regs *regs)
 {
@@ -76,16 +75,6 @@ static void record_stack(struct dma_ledger_record *record, struct pt_regs *regs)
 	record->frames = count;
 }
 
-/* ftrace, which runs the probe, has disabled preemption once itself. */
-static unsigned int caller_preempt_count(void)
-{
-	unsigned int count = preempt_count();
-
-	if (IS_ENABLED(CONFIG_PREEMPT_COUNT) && (count & PREEMPT_MASK))
-		count -= PREEMPT_OFFSET;
-	return count & (PREEMPT_MASK | SOFTIRQ_MASK | HARDIRQ_MASK | NMI_MASK);
-}
-
 /**
  * ledger_record_set_up - make of the parameters what can be used
  */
@@ -108,7 +97,8 @@ void ledger_record_begin(struct dma_ledger_record *record, u16 kind,
 	record->direction = DMA_LEDGER_NO_FIELD;
 	record->cpu = raw_smp_processor_id();
 	record->pid = current->pid;
-	record->preempt = caller_preempt_count();
+	record->preempt = preempt_count() & (PREEMPT_MASK | SOFTIRQ_MASK |
+					     HARDIRQ_MASK | NMI_MASK);
 	if (!(regs->flags & X86_EFLAGS_IF))
 		record->flags |= DMA_LEDGER_IRQS_OFF;
 	if (record->preempt)

@@ -9,7 +9,8 @@ A driver is a folder with a Kbuild and one C file of the same name.  Comments in
     statement; /* FAULT: rule */              the line a finding has to name
 
 The marked line is one that a call stack can name: where a device is given a wrong address, what is marked is
-the call that should have made it right.  ``virt_to_phys`` alone has no such call and marks the use.
+the call that should have made it right.  ``virt_to_phys`` has no such call, and what it writes into registers
+nobody sees: it marks what it should have used, the call that gave the memory its address on the bus.
 
 A driver has one FAULT or some TWIN, never both and never neither.  Its parameters ``va`` and ``dma`` are what
 an observer has to be told until the ledger finds them by itself: address in the kernel, address on the bus.
@@ -25,6 +26,7 @@ GALLERY = Path(__file__).with_name("gallery")
 NEEDS = {
     "edu": "QEMU's teaching device",
     "narrow": "the device drives 24 address lines",
+    "high": "there is RAM above 4 GiB",
     "iommu": "the device is behind a DMA remapping unit",
     "mmap": "somebody has to map its device node",
     "refusal": "its probe fails, and that is the point",
@@ -67,7 +69,7 @@ class Driver:
     @property
     def machine(self) -> str:
         """Which of `test_gallery`'s machines it runs in."""
-        return next((word for word in ("iommu", "narrow") if word in self.needs), "plain")
+        return next((word for word in ("iommu", "narrow", "high") if word in self.needs), "plain")
 
 
 def drivers() -> tuple[Driver, ...]:

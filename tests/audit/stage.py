@@ -10,9 +10,14 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from audit_drivers import GALLERY, Driver, drivers
 
+from harness.audit import Book, Finding, Ledger, Outside, Sites, build_ledger, findings
+from harness.audit.log import read_log
+from harness.forensics import Symbols
 from harness.images import (
     GuestImage,
     KernelSelector,
@@ -29,12 +34,16 @@ from harness.vm import SnapshotStore
 KERNELS = ("debian-6.1-cloud", "debian-6.12-cloud")
 MACHINES = {
     "plain": GuestOptions(),
+    "high": GuestOptions(memory_mib=3072),  # q35 has 2 GiB of them below 4 GiB
     "narrow": GuestOptions(devices=("edu,dma_mask=0xffffff",)),
     "iommu": GuestOptions(
         devices=("intel-iommu,intremap=off", "edu,dma_mask=0xffffffffffffffff"),
         cmdline=("intel_iommu=on",),  # Debian's kernels have the driver and leave it off
     ),
 }
+REACH = {"narrow": {"0000:00:02.0": 0xFFFFFF}}
+"""What a machine's devices drive, as its options say."""
+RECORDS = 4096
 PAGE = 4096
 
 _SYSLOG, _READ_ALL, _LOG_BYTES = 103, 3, 512 * 1024
@@ -112,8 +121,14 @@ class Show:
 
     def log(self) -> str:
         """Return the guest's kernel log."""
-        call = (_SYSLOG, _READ_ALL, Out(_LOG_BYTES), _LOG_BYTES)
-        return self.guest.syscall(*call, what="syslog").outputs[0].decode(errors="replace")
+        return log_of(self.guest)
+
+
+def log_of(guest: Guest) -> str:
+    """Return a guest's kernel log."""
+    call = (_SYSLOG, _READ_ALL, Out(_LOG_BYTES), _LOG_BYTES)
+    result = guest.syscall(*call, what="syslog")
+    return result.outputs[0][: result.value].decode(errors="replace")
 
 
 def listed(guest: Guest, folder: str) -> set[str]:
@@ -131,6 +146,51 @@ def listed(guest: Guest, folder: str) -> set[str]:
     return names
 
 
+@dataclass
+class Audit:
+    """One driver under the ledger, in a guest that is clean but for that.
+
+    Attributes:
+        show: the driver.
+        ledger: it watches.
+        book: what was read of it so far.
+        outside: looks at what the book says is alive.
+        sites: knows the driver's lines.
+    """
+
+    show: Show
+    ledger: Ledger
+    book: Book
+    outside: Outside
+    sites: Sites
+
+    def run(self) -> list[Finding]:
+        """Load the driver, use it, look, unload it, look again.
+
+        Returns:
+            What was found.
+        """
+        show, book = self.show, self.book
+        self._drain()
+        self.outside.begin()
+        said = len(show.log())
+        show.load()
+        with show.mapped() if "mmap" in show.driver.needs else contextlib.nullcontext():
+            self._drain()
+            seen = self.outside.look(book)
+        show.unload()
+        self._drain()
+        seen += self.outside.leftovers(book)
+        seen += read_log(show.log()[said:], book, self.sites)
+        assert (self.ledger.lost, self.ledger.missed) == (0, 0)
+        return findings([*book.violations, *seen], self.sites, modules={show.driver.name})
+
+    def _drain(self) -> None:
+        events = self.ledger.drain()
+        self.book.replay(events)
+        self.sites.follow(events)
+
+
 class Stage:
     """One guest at a time; another kernel or machine takes the place of the one before."""
 
@@ -138,15 +198,17 @@ class Stage:
         self._images: dict[str, GuestImage] = {}
         self._builds: dict[str, dict[str, ModuleBuild]] = {}
         self._stack = ExitStack()
-        self._place = ("", "")
+        self._place = ("", "", False)
         self._guest: Guest | None = None
         self._oracle: Oracle | None = None
+        self._ledger: Ledger | None = None
+        self._symbols: Symbols | None = None
 
     def close(self) -> None:
         """End the guest."""
         self._stack.close()
-        self._guest = self._oracle = None
-        self._place = ("", "")
+        self._guest = self._oracle = self._ledger = self._symbols = None
+        self._place = ("", "", False)
 
     def build(self, kernel: str, driver: Driver) -> ModuleBuild:
         """Return a driver's build for one kernel; the first asks for all of the gallery, by one make."""
@@ -165,8 +227,24 @@ class Stage:
     @contextmanager
     def show(self, kernel: str, driver: Driver) -> Iterator[Show]:
         """Have a clean guest for one driver; what is still loaded at the end is unloaded, if it can be."""
+        with self._shown(kernel, driver, watched=False) as show:
+            yield show
+
+    @contextmanager
+    def audit(self, kernel: str, driver: Driver) -> Iterator[Audit]:
+        """Have a clean guest with a ledger for one driver."""
+        with self._shown(kernel, driver, watched=True) as show:
+            ledger, files = self._ledger, {driver.name: show.build.ko_debug}
+            assert ledger is not None
+            ledger.again()
+            book = Book(reach=REACH.get(driver.machine, {}))
+            outside = Outside(show.guest, show.oracle)
+            yield Audit(show, ledger, book, outside, Sites(files.get, self._symbols))
+
+    @contextmanager
+    def _shown(self, kernel: str, driver: Driver, *, watched: bool) -> Iterator[Show]:
         build = self.build(kernel, driver)
-        guest, oracle = self._ready(kernel, driver.machine)
+        guest, oracle = self._ready(kernel, driver.machine, watched=watched)
         show = Show(driver, build, guest, oracle)
         try:
             yield show
@@ -175,15 +253,23 @@ class Stage:
                 with contextlib.suppress(GuestOSError):
                     show.unload()
 
-    def _ready(self, kernel: str, machine: str) -> tuple[Guest, Oracle]:
-        if (kernel, machine) == self._place:
+    def _ready(self, kernel: str, machine: str, *, watched: bool) -> tuple[Guest, Oracle]:
+        if (kernel, machine, watched) == self._place:
             assert self._guest is not None
             assert self._oracle is not None
             self._guest.restore()
             return self._guest, self._oracle
         self.close()
-        # edu forgets its registers in a snapshot (it has no vmstate): those guests are booted each time.
-        snapshots = SnapshotStore.default() if machine == "plain" else None
-        guest = self._stack.enter_context(Guest(self.image(kernel), MACHINES[machine], snapshots))
-        self._guest, self._oracle, self._place = guest, Oracle(guest.machine), (kernel, machine)
+        guest = Guest(self.image(kernel), MACHINES[machine], SnapshotStore.default())
+        self._guest = self._stack.enter_context(guest)
+        self._oracle, self._place = Oracle(guest.machine), (kernel, machine, watched)
+        if watched:
+            self._watch(guest)
         return guest, self._oracle
+
+    def _watch(self, guest: Guest) -> None:
+        """Load a ledger once for all drivers: arming its probes takes longer than they do."""
+        build = build_ledger(guest.image.kernel, SilentProgress())
+        self._ledger = self._stack.enter_context(Ledger(guest, build, records=RECORDS))
+        self._symbols = Symbols.of(guest)
+        guest.keep(Path(self._stack.enter_context(TemporaryDirectory())))

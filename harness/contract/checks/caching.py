@@ -64,7 +64,8 @@ def _own_bytes(buf: IOBufferMemoryDescriptor, leaves: Iterable[Leaf]) -> int:
     return sum(max(0, min(end, leaf.va + leaf.size) - max(buf.address, leaf.va)) for leaf in leaves)
 
 
-def _can_type(case: Case, kind: MemoryType) -> bool:
+def can_type(case: Case, kind: MemoryType) -> bool:
+    """Return whether every processor's PAT has a slot of this type."""
     with case.look() as look:
         return kind in look.pat_types
 
@@ -106,7 +107,7 @@ def inhibit_is_uncached(case: Case) -> None:
 @check("F02", outside=True)
 def write_combine_is_write_combined(case: Case) -> None:
     """Reads the type of every alias of kIOMapWriteCombineCache buffers: WC, no leaf apart."""
-    if not _can_type(case, MemoryType.WC):
+    if not can_type(case, MemoryType.WC):
         case.null(case.iokit.withOptions(kIODirectionInOut | kIOMapWriteCombineCache, PAGE))
         case.not_applicable("this processor's PAT has no write-combining entry; the factory gives NULL")
     _expect_mode(case, [kIOMapWriteCombineCache], WC)
@@ -121,7 +122,7 @@ def copyback_is_write_back(case: Case) -> None:
 @check("F04", outside=True)
 def write_through_is_write_through(case: Case) -> None:
     """Reads the type of every alias of kIOMapWriteThruCache buffers: WT; NULL where the PAT has no WT."""
-    if not _can_type(case, MemoryType.WT):
+    if not can_type(case, MemoryType.WT):
         null = case.null(case.iokit.withOptions(kIODirectionInOut | kIOMapWriteThruCache, PAGE))
         case.note(f"this processor's PAT has no write-through entry: {null.reason}")
         return
@@ -140,7 +141,7 @@ def the_rarer_modes(case: Case) -> None:
     sizes = (16, 64 * KIB, 5 * MIB)
     _expect_mode(case, [kIOMapPostedWrite], UNCACHED, sizes)
     _expect_mode(case, [kIOMapCopybackInnerCache], WB, sizes)
-    if _can_type(case, MemoryType.WC):
+    if can_type(case, MemoryType.WC):
         _expect_mode(case, [kIOMapRealTimeCache], WC, sizes)
     else:
         case.null(case.iokit.withOptions(kIODirectionInOut | kIOMapRealTimeCache, PAGE))
@@ -216,7 +217,8 @@ def cache_mode_combines_with_contiguity_and_mask(case: Case) -> None:
             _expect_mode(case, [mode], allowed, (100, 64 * KIB, 4 * MIB), option)
         for mask in (0xFFFFFFFF, 0x0FFFFFFF, 0xFFFF0000):
             for capacity in (100, 64 * KIB):
-                flags = kIODirectionInOut | mode | options[0]
+                # Behind an IOMMU a mask is about pages only for those who ask for no mapper (D18).
+                flags = kIODirectionInOut | case.direct | mode | options[0]
                 made = case.iokit.initWithPhysicalMask(kernel_task, flags, capacity, 1, mask)
                 buf = case.need(made)
                 with case.look() as look:

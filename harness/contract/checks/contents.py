@@ -85,14 +85,21 @@ def withbytes_fills_an_out_buffer(case: Case) -> None:
 
 @check("G06", outside=True)
 def withbytes_aligns_to_its_size(case: Case) -> None:
-    """Compares the address with the byte count rounded up to a power of two, a page at most."""
+    """Compares the address with the byte count rounded up to a power of two, a page at most.
+
+    Behind an IOMMU small buffers share a page in steps of their own (C15): that may align them to more.
+    """
     rounded = {1: 1, 5: 8, 8: 8, 100: 128, 3000: PAGE, PAGE: PAGE, 5000: PAGE, 64 * KIB: PAGE}
     made = [
         (power, case.need(case.iokit.withBytes(bytes(size), kIODirectionIn)))
         for size, power in rounded.items()
     ]
     for power, buf in made:
-        case.expect(buf.describe().alignment, equals=power, what=f"alignment decided on for {buf!r}")
+        decided = buf.describe().alignment
+        if case.facts.iommu:
+            case.expect_multiple(decided, power, what=f"alignment decided on for {buf!r}")
+        else:
+            case.expect(decided, equals=power, what=f"alignment decided on for {buf!r}")
     with case.look() as look:
         for power, buf in made:
             case.expect_multiple(buf.address, power, what=f"kernel VA of {buf!r}")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from harness.contract.case import KIB, MIB, PAGE, Case, Place
+from harness.contract.checks.caching import can_type
 from harness.contract.engine import check
 from harness.contract.mapped import expect_access, expect_leaves, expect_shows, pages_of, place_of
 from harness.iokit import Created, IOBufferMemoryDescriptor, IOMemoryMap, IOReturn
@@ -15,6 +16,11 @@ from harness.iokit.constants import (
     kIOMemoryDirectionInOut,
     kIOMemoryDirectionNone,
     kIOMemoryDirectionOut,
+    kIOMemoryMapCacheModeCopyback,
+    kIOMemoryMapCacheModeDefault,
+    kIOMemoryMapCacheModeInhibit,
+    kIOMemoryMapCacheModeRealTime,
+    kIOMemoryMapCacheModeWriteThrough,
     kIOMemoryMapFixedAddress,
     kIOMemoryMapReadOnly,
     kIOMemoryThreadSafe,
@@ -22,10 +28,19 @@ from harness.iokit.constants import (
 from harness.iokit.driverkit import MappingCreated
 from harness.iokit.handle import Handle
 from harness.link import Process
+from harness.oracle import MemoryType
 
 _OK = IOReturn.kIOReturnSuccess
 _BAD = IOReturn.kIOReturnBadArgument
 _SIZES = (1, 100, PAGE, 5000, 64 * KIB)
+# Each with the type that a processor's PAT may lack.
+_MODES = {
+    kIOMemoryMapCacheModeDefault: None,
+    kIOMemoryMapCacheModeInhibit: None,
+    kIOMemoryMapCacheModeCopyback: None,
+    kIOMemoryMapCacheModeWriteThrough: MemoryType.WT,
+    kIOMemoryMapCacheModeRealTime: MemoryType.WC,
+}
 _DIRECTIONS = (
     kIOMemoryDirectionNone,
     kIOMemoryDirectionIn,
@@ -244,15 +259,21 @@ def buffers_are_wired_zeroed_and_thread_safe(case: Case) -> None:
 
 @check("K13")
 def createmapping_refuses_with_codes(case: Case) -> None:
-    """Passes every unknown cache bit (kIOReturnBadArgument) and impossible ranges (kIOReturnError)."""
+    """Passes every unknown cache bit (kIOReturnBadArgument) and impossible ranges (kIOReturnError).
+
+    A known mode that this processor's PAT has no type for is an error as well (F04).
+    """
     buf = _create(case, 3 * PAGE)
-    known = {0, 0x100, 0x200, 0x400, 0x800}
+    known = {mode: kind is None or can_type(case, kind) for mode, kind in _MODES.items()}
+    error = IOReturn.kIOReturnError
     for bits in range(0, 0x10000, 0x100):
         if bits not in known:
             _refused(case, buf.CreateMapping(bits), _BAD, f"CreateMapping({bits:#x})")
-    for bits in known:
-        _mapped(case, buf, bits).release()
-    error = IOReturn.kIOReturnError
+    for bits, possible in known.items():
+        if possible:
+            _mapped(case, buf, bits).release()
+        else:
+            _refused(case, buf.CreateMapping(bits), error, f"CreateMapping({bits:#x})")
     for offset, length in (
         (3 * PAGE, 1),
         (2 * PAGE, PAGE + 1),

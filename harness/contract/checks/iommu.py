@@ -4,10 +4,10 @@
 from itertools import pairwise
 
 from harness.contract.case import KIB, MIB, PAGE, Case
-from harness.contract.edu import edu
+from harness.contract.edu import expect_device_reaches
 from harness.contract.engine import check
 from harness.contract.pressure import fragment
-from harness.iokit import IOBufferMemoryDescriptor, kernel_task
+from harness.iokit import kernel_task
 from harness.iokit.constants import (
     kIODirectionInOut,
     kIOMapCopybackCache,
@@ -23,18 +23,6 @@ _SLOT = 64
 def _needs_iommu(case: Case, what: str) -> None:
     if not case.facts.iommu:
         case.not_applicable(f"no IOMMU in this machine: {what}")
-
-
-def _expect_device_reaches(case: Case, buf: IOBufferMemoryDescriptor, offset: int, length: int) -> None:
-    """Have a device copy from the buffer's I/O addresses into another buffer, and compare it from outside."""
-    into = case.make(kIODirectionInOut, length, PAGE)
-    data = case.pattern(length)
-    case.expect(buf.writeBytes(offset, data), equals=length, what=f"bytes written into {buf!r}")
-    with edu(case) as device:
-        device.copy(buf.getPhysicalSegment(offset).address, into.getPhysicalAddress(), length)
-    with case.look() as look:
-        found = look.read(into, 0, length)
-        case.expect_bytes(found, equals=data, what=f"what a device read at offset {offset} of {buf!r}")
 
 
 @check("C15", outside=True)
@@ -78,7 +66,7 @@ def small_buffers_share_a_page_under_an_iommu(case: Case) -> None:
     case.note(f"{len(made)} buffers in {len(pages)} pages")
 
 
-@check("D04", outside=True)
+@check("D04", outside=True, fills=True)
 def contiguity_behind_an_iommu(case: Case) -> None:
     """Asks for contiguity where memory is in pieces: one I/O range over many host runs; a device reads it.
 
@@ -92,7 +80,7 @@ def contiguity_behind_an_iommu(case: Case) -> None:
     with case.look() as look:
         runs = look.where(buf)
     case.expect_that(len(runs) > 1, expected="several runs of host pages", observed=f"{len(runs)}")
-    _expect_device_reaches(case, buf, runs[0].length - 512, 1024)
+    expect_device_reaches(case, buf, runs[0].length - 512, 1024)
     for binding in (kIOMemoryHostPhysicallyContiguous, options | kIOMemoryMapperNone):
         case.null(case.iokit.withOptions(kIODirectionInOut | binding, 9 * MIB))
     for one in kept:
@@ -122,7 +110,7 @@ def mask_behind_an_iommu(case: Case) -> None:
             top = max(one.start + one.length for one in look.where(buf))
         if size > PAGE * 16:
             case.expect_that(top > mask, expected=f"host pages above {mask:#x}", observed=f"up to {top:#x}")
-        _expect_device_reaches(case, buf, size - 4000, 4000)
+        expect_device_reaches(case, buf, size - 4000, 4000)
     case.null(case.iokit.inTaskWithPhysicalMask(kernel_task, kIODirectionInOut, 24 * MIB, 0x00FF_FFFF))
 
 
@@ -146,4 +134,4 @@ def mapper_none_gives_processor_addresses(case: Case) -> None:
                 said != look.at(buf.address), expected="an I/O address", observed=f"the PA {said:#x}"
             )
         for offset in {0, size // 2, max(0, size - 512)}:
-            _expect_device_reaches(case, buf, offset, min(512, size - offset))
+            expect_device_reaches(case, buf, offset, min(512, size - offset))

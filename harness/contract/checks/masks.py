@@ -55,11 +55,14 @@ def _expect_kept(case: Case, look: Look, made: Masked) -> None:
 def _masked(
     case: Case, masks: Iterable[int], sizes: Iterable[int], options: int = 0, *, may_fail: bool = False
 ) -> list[tuple[int, IOBufferMemoryDescriptor]]:
-    """Make one buffer of each size under each mask; where NULL is an answer, at least one must be made."""
-    made = []
+    """Make one buffer of each size under each mask; where NULL is an answer, at least one must be made.
+
+    Behind an IOMMU a mask is about pages only for those who ask for no mapper (D18).
+    """
+    made, direct = [], kIODirectionInOut | case.direct
     for mask in masks:
         for size in sizes:
-            asked = case.iokit.inTaskWithPhysicalMask(kernel_task, kIODirectionInOut | options, size, mask)
+            asked = case.iokit.inTaskWithPhysicalMask(kernel_task, direct | options, size, mask)
             buf = case.maybe(asked) if may_fail else case.need(asked)
             if buf:
                 made.append((mask, buf))
@@ -132,8 +135,9 @@ def masks_below_4_gib_hold_for_scattered_pages(case: Case) -> None:
     made = _masked(case, masks, (*_SIZES, 6 * MIB), may_fail=True)
     with case.look() as look:
         _expect_kept(case, look, made)
-    case.null(case.iokit.inTaskWithPhysicalMask(kernel_task, kIODirectionInOut, 17 * MIB, _BELOW_16M))
-    case.null(case.iokit.inTaskWithPhysicalMask(kernel_task, kIODirectionInOut, 1, 1))
+    direct = kIODirectionInOut | case.direct
+    case.null(case.iokit.inTaskWithPhysicalMask(kernel_task, direct, 17 * MIB, _BELOW_16M))
+    case.null(case.iokit.inTaskWithPhysicalMask(kernel_task, direct, 1, 1))
 
 
 @check("D13", outside=True)
@@ -167,7 +171,7 @@ def masks_with_holes_are_kept(case: Case) -> None:
         _expect_kept(case, look, made)
     # Counting up from anywhere, bit 14 gets set within 16 KiB: no such run exists.
     without = whole & ~(1 << 14)
-    options = kIODirectionInOut | kIOMemoryPhysicallyContiguous
+    options = kIODirectionInOut | kIOMemoryPhysicallyContiguous | case.direct
     case.null(case.iokit.inTaskWithPhysicalMask(kernel_task, options, 32 * KIB, without))
 
 
@@ -196,7 +200,8 @@ def a_mask_inside_high_memory_is_contiguous(case: Case) -> None:
     top = case.facts.top_of_ram
     if top <= 4 * GIB:
         case.not_applicable(_NO_HIGH_RAM)
-    masks = [(1 << bits) - 1 for bits in range(33, 52) if (1 << bits) < top] or [top - GIB - 1]
+    # One with holes as well: the bits below its highest are not all set.
+    masks = [*((1 << bits) - 1 for bits in range(33, 52) if (1 << bits) < top), top - GIB // 2 - 1]
     made = _masked(case, masks, (5000, 64 * KIB, MIB + 5, 4 * MIB))
     segments = [len(buf.segments()) for _, buf in made]
     with case.look() as look:
@@ -239,7 +244,7 @@ def mask_zero_restricts_nothing(case: Case) -> None:
             case.expect(mapped[0], equals=mapped[1], what=f"bytes mapped for {masked!r}")
 
 
-@check("D19", outside=True)
+@check("D19", outside=True, fills=True)
 def pageable_pages_lie_anywhere(case: Case) -> None:
     """Prepares pageable buffers made with mask and contiguity: above the mask, and in many runs.
 

@@ -29,7 +29,8 @@ _SHAPES = (
 def _shapes(case: Case) -> list[IOBufferMemoryDescriptor]:
     """Make one buffer of each layout and type this machine can give."""
     asked = [
-        case.iokit.withOptions(kIODirectionInOut | option, size, align) for option, size, align in _SHAPES
+        case.iokit.withOptions(kIODirectionInOut | case.direct | option, size, align)
+        for option, size, align in _SHAPES
     ]
     return [buf for buf in map(case.maybe, asked) if buf]
 

@@ -41,8 +41,9 @@ def a_null_task_gives_an_unmapped_dma_buffer(case: Case) -> None:
         (0, 16, 0), (0, 5000, 0xFFFF_FFFF), (0, 64 * KIB, 0x0FFF_FFFF), (0, 9 * MIB + 5, 0),
         (kIOMemoryPhysicallyContiguous, 64 * KIB, 0xFFFF_FFFF), (kIOMapWriteCombineCache, 5000, 0),
     )  # fmt: skip
+    options = kIODirectionInOut | case.direct
     asked = [
-        (size, case.iokit.inTaskWithPhysicalMask(Task.NULL, kIODirectionInOut | option, size, mask))
+        (size, case.iokit.inTaskWithPhysicalMask(Task.NULL, options | option, size, mask))
         for option, size, mask in shapes
     ]
     # A processor without write-combining has no such buffer to look at; the others must be there.

@@ -34,7 +34,7 @@ def default_memory_is_wired(case: Case) -> None:
 @check("E04", outside=True)
 def physical_segments_need_no_prepare(case: Case) -> None:
     """Asks for the first physical segment right after the factory and compares it with the page walk."""
-    made = [case.make(kIODirectionInOut, size) for size in (1, 5000, 64 * KIB, 5 * MIB)]
+    made = [case.make(kIODirectionInOut | case.direct, size) for size in (1, 5000, 64 * KIB, 5 * MIB)]
     claims = [buf.getPhysicalSegment(0) for buf in made]
     with case.look() as look:
         for buf, claim in zip(made, claims, strict=True):

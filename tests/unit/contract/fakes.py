@@ -73,8 +73,8 @@ class FakeIOKit:
 class FakeView:
     """Buffers lie at their kernel address without its upper half."""
 
-    def __init__(self, iokit: FakeIOKit, kind: MemoryType) -> None:
-        self._iokit, self._kind = iokit, kind
+    def __init__(self, iokit: FakeIOKit, kind: MemoryType, note: str = "") -> None:
+        self._iokit, self._kind, self.note = iokit, kind, note
         self.cpus = (SimpleNamespace(pat=0x0407_0506_0007_0106),)
 
     def _buffer(self, va: int) -> FakeBuffer | None:
@@ -122,7 +122,7 @@ class FakeOracle:
     """Counts how often somebody looked."""
 
     def __init__(self, iokit: FakeIOKit, kind: MemoryType = MemoryType.WB) -> None:
-        self._iokit, self.kind, self.looks = iokit, kind, 0
+        self._iokit, self.kind, self.looks, self.note = iokit, kind, 0, ""
 
     @property
     def milliseconds(self) -> tuple[float, ...]:
@@ -131,7 +131,7 @@ class FakeOracle:
     @contextmanager
     def frozen(self) -> Iterator[FakeView]:
         self.looks += 1
-        yield FakeView(self._iokit, self.kind)
+        yield FakeView(self._iokit, self.kind, self.note)
 
 
 class FakeGuest:
@@ -154,8 +154,9 @@ class FakeGuest:
         self.boot_seconds = 1.5
         self.starts = (Start(StartKind.BOOTED, 1.5),)
         self.files: dict[str, bytes] = {
+            "/proc/meminfo": b"MemTotal: 4096 kB\nMemFree:  2000 kB\nMemAvailable:   1500 kB\n",
             "/proc/zoneinfo": b"Node 0, zone DMA\n  pages free     100\n        boost    0\n"
-            b"  pagesets\n    cpu: 0\n              count: 23\n              high:  99\n"
+            b"  pagesets\n    cpu: 0\n              count: 23\n              high:  99\n",
         }
         self.written: list[str] = []
 

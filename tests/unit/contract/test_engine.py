@@ -212,6 +212,26 @@ def test_a_dead_guest_ends_the_judgement_and_leaves_the_results(fakes: Any) -> N
     assert [(result.clause.id, result.verdict) for result in into] == [("A01", Verdict.HOLDS)]
 
 
+def test_what_fills_memory_comes_last_and_stands_in_its_place(fakes: Any) -> None:
+    checks, ran = Checks(), []
+
+    def agree(case: Case) -> None:
+        """Compares a value with itself."""
+        ran.append(len(ran))
+        case.expect(1, equals=1, what="one")
+
+    checks.check("A01", fills=True)(agree)
+    for name in ("A02", "A03"):
+        checks.check(name)(agree)
+    iokit, into = fakes.FakeIOKit(), []
+    clauses = [fakes.clause(name) for name in ("A01", "A02", "A03", "A04")]
+    judgement = judge(
+        fakes.FakeGuest(), iokit, fakes.FakeOracle(iokit), clauses, SilentProgress(), checks=checks, into=into
+    )
+    assert [result.clause.id for result in into] == ["A02", "A03", "A04", "A01"]
+    assert [result.clause.id for result in judgement.results] == ["A01", "A02", "A03", "A04"]
+
+
 def test_an_errno_from_the_module_breaks_the_clause(run: Callable[..., Judgement]) -> None:
     def refused(case: Case) -> None:
         """Is refused by the module."""

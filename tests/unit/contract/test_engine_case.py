@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What a check is given: comparisons, probes, evidence."""
 
+import dataclasses
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ from harness.contract.catalogue import catalogue
 from harness.contract.facts import MachineFacts
 from harness.contract.outcome import SAMPLE, Broken, Trail
 from harness.errors import HarnessError
+from harness.iokit.constants import kIOMemoryMapperNone
 from harness.oracle import MemoryType, PhysRange
 
 
@@ -122,3 +124,22 @@ def test_every_check_belongs_to_a_clause() -> None:
 
     assert set(CHECKS) <= set(catalogue())
     assert len(CHECKS) >= 90
+
+
+def test_types_that_were_taken_for_granted_are_named_in_the_evidence(case: Case) -> None:
+    with case.look():
+        pass
+    assert case.trail.notes == []
+    oracle: Any = case._bench.oracle
+    oracle.note = "PAT as before"
+    with case.look():
+        pass
+    assert case.trail.notes == ["PAT as before"]
+
+
+@pytest.mark.parametrize(("iommu", "option"), [(True, kIOMemoryMapperNone), (False, 0)])
+def test_only_behind_an_iommu_a_check_asks_for_the_processors_addresses(
+    case: Case, iommu: bool, option: int
+) -> None:
+    case.facts = dataclasses.replace(case.facts, iommu=iommu)
+    assert case.direct == option

@@ -46,7 +46,8 @@ class Blocks(Case):
 
 def test_each_pair_of_blocks_keeps_one(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = Blocks(case._bench)
-    monkeypatch.setattr(pressure, "fill", lambda *_: [])
+    left: list[int] = []
+    monkeypatch.setattr(pressure, "fill", lambda _, leave: left.append(leave) or [])
     # Block 6 is somebody else's: its neighbour stays, or the two would be one free piece of 4 MiB some day.
     made = [blocks.block(number) for number in blocks.numbers if number != 6]
     monkeypatch.setattr(pressure, "all_blocks", lambda *_: (made, None))
@@ -54,3 +55,4 @@ def test_each_pair_of_blocks_keeps_one(case: Case, monkeypatch: pytest.MonkeyPat
     kept = pressure.fragment(blocks, 2 * MIB)
     assert sorted(blocks.freed) == [1, 3, 5]
     assert sorted(one.address // (2 * MIB) for one in kept) == [0, 2, 4, 7]
+    assert left == [256 * MIB + 2 * 500 * 1024]  # what the kernel keeps for itself comes on top

@@ -134,16 +134,16 @@ def kernel(monkeypatch, tmp_path):
 
 @pytest.mark.usefixtures("kernel")
 def test_several_machines_are_judged_one_after_the_other(scene, capsys):
-    assert cli.main(["check", "--machine", "pc,6-gib", "--json", "report.json"]) == 0
+    assert cli.main(["check", "--machine", "pc,7-gib", "--json", "report.json"]) == 0
     out = capsys.readouterr().out
     assert "on 2 machines" in out
     assert f"holds {2 * len(catalogue())}, broken 0" in out
     document = json.loads(Path("report.json").read_text())
     assert document["schema"] == "iobmd.judgements/1"
-    assert list(document["machines"]) == ["pc", "6-gib"]
+    assert list(document["machines"]) == ["pc", "7-gib"]
     assert document["machines"]["pc"]["schema"] == "iobmd.judgement/1"
     scene.verdict = Verdict.BROKEN
-    assert cli.main(["check", "--machine", "pc,6-gib", "--group", "C08"]) == 1
+    assert cli.main(["check", "--machine", "pc,7-gib", "--group", "C08"]) == 1
     assert capsys.readouterr().out.count("C08   BROKEN") == 2
 
 

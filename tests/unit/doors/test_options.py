@@ -76,9 +76,9 @@ def test_one_factor_for_every_deadline():
 
 
 def test_a_machine_by_name_and_what_is_typed_beside_it():
-    guest = parse("--machine", "6-gib").guest(with_shell=False)
-    assert (guest.memory_mib, guest.cpus) == (6144, 1)
-    guest = parse("--machine", "6-gib", "--memory", "5000", "--cpus", "3").guest(with_shell=False)
+    guest = parse("--machine", "7-gib").guest(with_shell=False)
+    assert (guest.memory_mib, guest.cpus) == (7168, 1)
+    guest = parse("--machine", "7-gib", "--memory", "5000", "--cpus", "3").guest(with_shell=False)
     assert (guest.memory_mib, guest.cpus) == (5000, 3)
     shell = parse("--machine", "no-pat").guest(with_shell=True)
     assert shell.cmdline == ("nopat", "iobmd.shell")
@@ -87,7 +87,7 @@ def test_a_machine_by_name_and_what_is_typed_beside_it():
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("6gib", "did you mean 6-gib"), ("all", "name one of them"), ("pc,usual", "name one of them")],
+    [("7gib", "did you mean 7-gib"), ("all", "name one of them"), ("pc,usual", "name one of them")],
 )
 def test_a_machine_that_is_none_is_refused_with_a_hint(name, words):
     with pytest.raises(BadInput, match=f"there is no machine '{name}'") as caught:

@@ -232,19 +232,19 @@ def test_several_machines_each_have_their_guests(session):
         def test_only_an_image(guest_image): pass
         def test_kills(guest): guest.dead = True
     """
-    done = session(text, "--machine", "pc,6-gib", "-vv", "--junitxml", "junit.xml")
+    done = session(text, "--machine", "pc,7-gib", "-vv", "--junitxml", "junit.xml")
     done.assert_outcomes(passed=9)
     said = done.stdout.str()
-    assert "machines pc, 6-gib" in said
+    assert "machines pc, 7-gib" in said
     assert "test_only_an_image PASSED" in said
     assert said.count(" died in ") == 2
-    for name in ("pc", "6-gib"):
+    for name in ("pc", "7-gib"):
         assert f"test_fresh[{name}]" in said
         assert f"iobmd: 6.1.0-cloud (debian-6.1-cloud) on {name}, " in said
     cases = ET.parse("junit.xml").getroot().iter("testcase")  # noqa: S314
     ran = {(case.get("name"), one.get("value")) for case in cases for one in case.iter("property")
            if one.get("name") == "machine"}  # fmt: skip
-    assert {("test_mine[pc]", "pc"), ("test_mine[6-gib]", "6-gib")} <= ran
+    assert {("test_mine[pc]", "pc"), ("test_mine[7-gib]", "7-gib")} <= ran
 
 
 def test_kernels_and_machines_together_leave_out_what_cannot_be(session):

@@ -109,9 +109,9 @@ def test_every_worker_goes_through_the_kernels_once(session, tmp_path):
 
 
 def test_room_is_made_for_the_largest_machine(session):
-    done = session(MINE, "-n", "2", "--machine", "usual,6-gib", memory_mib=20 * 1024)
+    done = session(MINE, "-n", "2", "--machine", "usual,7-gib", memory_mib=20 * 1024)
     assert "1 worker instead of 2" in done.stdout
-    assert "may need 12608 MiB for 2 guests" in done.stdout
+    assert "may need 14656 MiB for 2 guests" in done.stdout
 
 
 def test_a_hopeless_guest_ends_all_workers_with_its_reason(session):

@@ -51,6 +51,19 @@ def test_virtio_as_modules(tmp_path: Path) -> None:
         assert files[path[1:]] == name.encode()
 
 
+@pytest.mark.parametrize("channel_built_in", [True, False])
+def test_an_iommus_driver_is_loaded_before_what_is_behind_it(tmp_path: Path, channel_built_in: bool) -> None:
+    channel = () if channel_built_in else VIRTIO
+    kernel = make_kernel(
+        tmp_path,
+        builtin=VIRTIO if channel_built_in else (),
+        depends=dict.fromkeys((*channel, "virtio_iommu"), ""),
+    )
+    listed = contents(kernel)["etc/iobmd/modules"].decode().split()
+    names = [Path(path).stem for path in listed]
+    assert names == ["virtio_iommu", *channel, "iobmd"]
+
+
 def test_a_kernel_without_virtio(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no module virtio_console") as caught:
         guest_nodes(make_kernel(tmp_path, builtin=("virtio_pci",)), b"", b"")

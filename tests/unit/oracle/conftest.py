@@ -10,6 +10,7 @@ import pytest
 
 from harness.errors import BadInput
 from harness.oracle.cpu import CpuState
+from harness.vm import Capture
 
 LINUX_PAT = 0x0407050600070106
 PRESENT, WRITABLE, USER, PWT, PCD = 1, 2, 4, 8, 16
@@ -179,6 +180,7 @@ class Machine:
     def __init__(self, ram, cpus):
         self.ram, self.cpus = ram, cpus
         self.log = []
+        self.registers = ""
 
     @contextmanager
     def stopped(self):
@@ -187,6 +189,9 @@ class Machine:
             yield
         finally:
             self.log.append("continue")
+
+    def capture(self):
+        return Capture(self.device_state(), self.registers, self.registers and "as before")
 
     def device_state(self):
         self.log.append("capture")

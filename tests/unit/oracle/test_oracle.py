@@ -57,6 +57,9 @@ def test_nested_views_are_one_capture(machine, buf):
         lambda v: v.address_spaces,
         lambda v: v.direct_map_anomalies(),
         lambda v: v.mtrr_type(0),
+        lambda v: v.survey([DIRECT], 1),
+        lambda v: v.survey_physical([0], 1),
+        lambda v: v.remapping(0),
         lambda v: v.read(0, 1),
         lambda v: v.write(0, b"x"),
     ],
@@ -132,3 +135,18 @@ def test_nothing_outside_the_storage_is_touched(machine, buf, offset, length):
         with pytest.raises(BadInput, match="storage"):
             oracle.write(buf, offset, bytes(length))
     assert machine.log == []
+
+
+def test_memory_shows_the_same_by_its_physical_address(machine):
+    with Oracle(machine).frozen() as view:
+        named = view.survey([VMALLOC, VMALLOC + 4096], 4096).rows
+        found = view.survey_physical([0x8000, 0x4000], 4096).rows
+    for column in ("physical", "pieces", "aliases", "pat", "effective", "mapped"):
+        assert found[column].tolist() == named[column].tolist()
+    assert found["aliases"].tolist() == [2, 2]
+
+
+def test_memory_that_nothing_maps_has_no_types(machine):
+    with Oracle(machine).frozen() as view:
+        (row,) = view.survey_physical([1 << 40], 4096).rows
+    assert (row["aliases"], row["pat"], row["effective"], row["physical"]) == (0, 0, 0, 1 << 40)

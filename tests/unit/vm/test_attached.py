@@ -24,7 +24,6 @@ WIRES = Wires(ram=3, console=4, qmp=5, disks=(6, 7, 8), networks=(9, 10))
 GOLDEN = """
 -add-fd fd=6,set=2
 -blockdev driver=file,filename=/dev/fdset/2,locking=off,discard=unmap,node-name=disk0
--device nvme,drive=disk0,serial=disk0,addr=0x10
 -add-fd fd=7,set=3
 -blockdev driver=file,filename=/dev/fdset/3,locking=off,discard=unmap,node-name=disk1
 -device ich9-ahci,id=disk1-ahci,addr=0x11
@@ -60,6 +59,7 @@ def test_no_network_reaches_the_host_and_the_line_by_hand_inherits_nothing() -> 
         assert all("restrict=on" in word and "hostfwd" not in word for word in networks)
     text = " ".join(compose_by_hand(QEMU, SPEC, "tcg"))
     assert "fd=" not in text
+    assert "-device nvme,drive=disk0,serial=disk0" in text
     assert "driver=null-co,read-zeroes=on,size=8M,node-name=disk1" in text
 
 

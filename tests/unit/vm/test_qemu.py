@@ -2,6 +2,7 @@
 """The command line, word for word, and the search for a usable QEMU."""
 
 import dataclasses
+import itertools
 import stat
 from pathlib import Path
 
@@ -148,3 +149,16 @@ def test_a_missing_qemu_says_what_to_install(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(HostLacks) as caught:
         find_qemu()
     assert "apt-get install qemu-system-x86" in caught.value.hint
+
+
+def test_slots_are_ports_after_all_devices_or_the_older_bus_itself() -> None:
+    argv = compose(QEMU, dataclasses.replace(SPEC, slots=2), "tcg", WIRES)
+    devices = [word for before, word in itertools.pairwise(argv) if before == "-device"]
+    assert devices[-3:] == [
+        "edu,dma_mask=0xffffffff",
+        "pcie-root-port,id=slot0,chassis=1",
+        "pcie-root-port,id=slot1,chassis=2",
+    ]
+    older = dataclasses.replace(SPEC, machine="pc", slots=2)
+    assert not [word for word in compose(QEMU, older, "tcg", WIRES) if "root-port" in word]
+    assert len(older.places) == 2

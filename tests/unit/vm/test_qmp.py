@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from harness.errors import BadInput
-from harness.vm import GuestPanicked, Qmp, QmpLost, QmpRefused, QmpSilent, Scene
-from harness.vm.capture import capture_device_state
+from harness.vm import GuestPanicked, MachineSpec, Qmp, QmpLost, QmpRefused, QmpSilent, Scene
+from harness.vm.capture import Capture, Captures, capture_device_state
+from harness.vm.plugs import Plugs
 
 GREETING = {
     "QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": ""}, "capabilities": []}
@@ -299,6 +300,54 @@ def test_a_failed_capture_gives_the_capability_back_too(outcome: str, words: str
         for fd in fake.fds:
             os.close(fd)
     assert migration.capability == [True, False]
+
+
+def test_where_a_capture_is_refused_the_one_before_stands_in_and_says_so() -> None:
+    migration = Migration()
+
+    def answer(fake: FakeQemu, message: dict[str, Any]) -> Any:
+        if message["execute"] == "human-monitor-command":
+            return "CPU#0 ..."
+        return migration(fake, message)
+
+    with connected(answer) as (qmp, fake):
+        captures = Captures(qmp)
+        assert captures.now() == Capture(migration.stream)
+        migration.outcome, migration.looks = "refused", 0
+        stand_in = captures.now()
+        assert (stand_in.stream, stand_in.registers) == (migration.stream, "CPU#0 ...")
+        assert "It makes none now: " in stand_in.why
+        assert "nvme" in stand_in.why
+        with pytest.raises(QmpRefused, match="nvme"):
+            captures.whole()
+        captures.forget()
+        with pytest.raises(QmpRefused, match="nvme"):
+            captures.now()
+        for fd in fake.fds:
+            os.close(fd)
+
+
+def plugging(_: FakeQemu, message: dict[str, Any]) -> Any:
+    """Answers as QEMU does when a device is plugged in that it does not know."""
+    line = message.get("arguments", {}).get("command-line", "")
+    return "Error: 'nonsense' is not a valid device model name\r\n" if "nonsense" in line else ""
+
+
+def test_slots_are_given_out_and_come_back() -> None:
+    spec = MachineSpec(kernel=Path("k"), initrd=Path("i"), slots=1)
+    with connected(plugging) as (qmp, _):
+        plugs = Plugs(qmp, spec)
+        assert not plugs
+        with pytest.raises(QmpRefused, match="not a valid device model"):
+            plugs.add("nonsense")
+        name = plugs.add("nvme,serial=one")
+        assert plugs
+        with pytest.raises(BadInput, match="no free slot for 'edu'"):
+            plugs.add("edu")
+        for other in ("", "plugged7"):
+            with pytest.raises(BadInput, match="no device"):
+                plugs.remove(other)
+        assert name == "plugged2"
 
 
 def test_errors_are_harness_errors_with_exit_codes() -> None:

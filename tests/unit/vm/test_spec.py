@@ -16,6 +16,8 @@ GOOD = MachineSpec(kernel=Path("vmlinux"), initrd=Path("initrd"))
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        pytest.param({"slots": 17}, "cannot have 17 slots", id="too many slots"),
+        pytest.param({"slots": -1}, "cannot have -1 slots", id="fewer slots than none"),
         pytest.param({"memory_mib": 64}, f"{MEMORY_MIB_MIN} MiB", id="too little memory"),
         pytest.param({"memory_mib": MEMORY_MIB_MIN - 1}, "too few", id="one MiB short"),
         pytest.param({"cpus": 0}, "0 virtual CPUs", id="no cpu"),

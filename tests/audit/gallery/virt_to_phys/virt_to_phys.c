@@ -55,14 +55,14 @@ static int start(struct device *dev)
 
 	if (error)
 		return error;
-	buffer = dma_alloc_coherent(dev, PAGE_SIZE, &bus, GFP_KERNEL);
+	buffer = dma_alloc_coherent(dev, PAGE_SIZE, &bus, GFP_KERNEL); /* FAULT: virt-to-phys-as-bus */
 	if (!buffer)
 		return -ENOMEM;
 	va = (unsigned long)buffer;
 	dma = bus;
 	memset(buffer, 0x5a, 64);
 	page = is_vmalloc_addr(buffer) ? vmalloc_to_page(buffer) : virt_to_page(buffer);
-	error = move(page_to_phys(page), INSIDE, 64, 0); /* FAULT: virt-to-phys-as-bus */
+	error = move(page_to_phys(page), INSIDE, 64, 0);
 	if (!error)
 		error = move(INSIDE, bus + 2048, 64, TO_RAM);
 	if (error)
