@@ -69,7 +69,8 @@ class Ledger:
             only: up to eight modules, by name: of allocations, mappings, syncs and blocks of pools only those
                 are recorded that one of them calls for, or that are for a device one of them drives; what
                 comes seldom is recorded whoever it is.
-            frames: of the caller's stack in each record, 1 to 10; each costs the guest some 2 % of a record.
+            frames: of the caller's stack in each record, 1 to 10; more where none of those is a module's. The
+                fewer, the less a record costs the guest.
         """
         self._guest = guest
         self._build = build
