@@ -75,9 +75,15 @@ DRIVERS = [
     ),
     real("virtio-net", "virtio_net", "virtnet_find_vqs", "try_fill_recv", "start_xmit", standing=True),
     real("nvme", "nvme", "nvme_alloc_queue", "nvme_prep_rq", "nvme_prep_rq"),
-    real("ahci", "ahci", "ahci_port_start", "ata_qc_issue", "ata_qc_issue"),
+    real("ahci", "ahci", "ahci_init_one", "ata_qc_issue", "ata_qc_issue"),
     real("virtio-blk", "virtio_blk", "init_vq", "virtblk_add_req", "virtblk_add_req"),
 ]
+
+
+KNOWN = {("misaligned", "virtnet_send_command"), ("misaligned", "virtnet_send_command_reply")}
+"""What is wrong with them indeed: virtio_net maps the byte that the device answers with two bytes behind the
+header that the device reads (drivers/net/virtio_net.c: struct control_buf). Both are in one cache line, which
+Documentation/core-api/dma-api.rst, Part Id, forbids; x86 does not mind."""
 
 
 @dataclass
@@ -144,24 +150,25 @@ def check_addresses(run: AuditRun, place: Place) -> None:
                 assert (piece.bus != piece.physical) == place.iommu, buffer
 
 
-def functions(seen: Seen, what: str, direction: str = "") -> set[str]:
-    """Functions that made such things; a compiler may have cut a cold part off one of them."""
-    return {
-        one.site.partition("+")[0].partition(".")[0]
-        for one in seen.result.judged
-        if what in one.what and one.direction.startswith(direction)
-    }
+def unnamed(seen: Seen, wanted: frozenset[str], what: str, direction: str = "") -> set[str]:
+    """Functions that nothing of that kind is said to come from, not even perhaps."""
+    sites = [
+        one.site for one in seen.result.judged if what in one.what and one.direction.startswith(direction)
+    ]
+    return {name for name in wanted if not any(name in site for site in sites)}
 
 
 def check(seen: Seen, driver: Real) -> None:
     result = seen.result
-    assert [str(one) for one in result.findings] == []
+    told = [one for one in result.findings if (one.rule.id, one.site.function) not in KNOWN]
+    assert [str(one) for one in told] == []
     assert (result.complaints, result.lost, result.missed) == ((), 0, 0)
     assert result.bound
-    assert all(one.alive == 0 and not one.rules for one in result.judged)
-    assert functions(seen, "coherent buffer") | functions(seen, "pool") >= driver.coherent
-    assert functions(seen, "mapping", "FROM_DEVICE") >= driver.received
-    assert functions(seen, "mapping", "TO_DEVICE") >= driver.sent
+    assert all(one.alive == 0 for one in result.judged)
+    assert {rule for one in result.judged for rule in one.rules} <= {rule for rule, _ in KNOWN}
+    assert unnamed(seen, driver.coherent, "coherent buffer") == set()
+    assert unnamed(seen, driver.received, "mapping", "FROM_DEVICE") == set()
+    assert unnamed(seen, driver.sent, "mapping", "TO_DEVICE") == set()
     assert seen.coherent > 0
     assert seen.standing > 0 or not driver.standing
 
