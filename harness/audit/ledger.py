@@ -69,7 +69,8 @@ class Ledger:
             only: up to eight modules, by name: of allocations, mappings, syncs and blocks of pools only those
                 are recorded that one of them calls for, or that are for a device one of them drives; what
                 comes seldom is recorded whoever it is.
-            frames: of the caller's stack in each record, 1 to 10; each costs the guest some 2 % of a record.
+            frames: of the caller's stack in each record, 1 to 10; more where none of those is a module's. The
+                fewer, the less a record costs the guest.
         """
         self._guest = guest
         self._build = build
@@ -116,9 +117,10 @@ class Ledger:
         Raises:
             GuestOSError: it was not loaded then.
         """
-        self._starts = len(self._guest.starts)
+        self._generation = self._guest.generation
         self._decoder = Decoder(self.layouts)
-        self._backlog, self._waiting = [], 0
+        self._backlog.clear()
+        self._waiting = 0
         self._begin()
 
     def _begin(self) -> None:

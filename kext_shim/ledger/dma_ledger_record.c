@@ -16,7 +16,9 @@
 
 static unsigned int frames = 6;
 module_param(frames, uint, 0400);
-MODULE_PARM_DESC(frames, "of the caller's stack in a record, 1 to 10");
+MODULE_PARM_DESC(
+	frames,
+	"of the caller's stack in a record, and on to a module's; 10 at most");
 
 /* Up to here a record is written always; behind it are as many as it says. */
 #define HEAD_WORDS (offsetof(struct dma_ledger_record, stack) / sizeof(u64))
@@ -53,8 +55,10 @@ static void record_stack(struct dma_ledger_record *record, struct pt_regs *regs)
 	u16 count = 0;
 
 	unwind_start(&state, current, regs, NULL);
-	for (; !unwind_done(&state) && count < frames;
+	for (; !unwind_done(&state) && count < DMA_LEDGER_FRAMES;
 	     unwind_next_frame(&state)) {
+		if (count >= frames && record->module)
+			break;
 		address = unwind_get_return_address(&state);
 		if (!address)
 			break;

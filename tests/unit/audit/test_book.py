@@ -101,6 +101,11 @@ WRONG = {
         listed(boundary=0xFFFF, pieces=(Piece(PAGE, 300, 0xFFF0, 300),), bus=0xFFF0),
         listed(Kind.UNMAP_SG, bus=0xFFF0),
     ],
+    "misaligned/to the next power of two": [
+        alloc(bus=BUS + 2 * PAGE, size=3 * PAGE),
+        free(bus=BUS + 2 * PAGE, size=3 * PAGE),
+    ],
+    "free-address/by another function": [alloc(), (Kind.FREE_PAGES, free()[1]), free()],
     "above-mask/pages": [
         (Kind.ALLOC_PAGES, alloc(bus=M32 + 1, coherent_mask=NOWHERE)[1]),
         (Kind.FREE_PAGES, free(bus=M32 + 1)[1]),
@@ -443,6 +448,7 @@ def test_a_wrong_end_is_an_end(name):
         ("type-not-set", 1),
         ("type-not-set/no buffer", 1),
         ("sync-range", 1),
+        ("free-address/by another function", 1),
         ("unchecked-mapping-error", 1),
         ("user-mapping-type", 1),
     ],
