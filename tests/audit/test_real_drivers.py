@@ -183,4 +183,4 @@ def test_a_driver_of_the_kernels_is_well_at_work(place: Place, driver: Real) -> 
         # It copies small packets, and gives the buffer back by a sync: since 6.10 those are skipped inline.
         assert seen.kinds[Kind.SYNC_FOR_CPU] > 0
     if driver.module == "nvme":
-        assert {"pool", "block of a pool"} <= {one.what for one in seen.result.judged}
+        assert "pool" in {one.what for one in seen.result.judged}
