@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Frees its ring with the bus address of the second page. */
+/* Frees its ring with the kernel's address of the second page. */
 #include <linux/dma-mapping.h>
 #include <linux/module.h>
 #include <linux/platform_device.h>
@@ -23,7 +23,8 @@ static void stop(void *data)
 {
 	struct device *dev = data;
 
-	dma_free_coherent(dev, SIZE, ring, bus + 4096); /* FAULT: free-address */
+	/* A wrong bus address would free a page of somebody else: panic. */
+	dma_free_coherent(dev, SIZE, ring + 4096, bus); /* FAULT: free-address */
 	ring = NULL;
 }
 
