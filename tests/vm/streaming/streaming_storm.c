@@ -7,6 +7,7 @@
 #include <linux/kthread.h>
 #include <linux/ktime.h>
 #include <linux/moduleparam.h>
+#include <linux/rcupdate.h>
 #include <linux/sched.h>
 
 #include "streaming.h"
@@ -44,7 +45,8 @@ static unsigned long map_all(void)
 		if (dma_mapping_error(owner, bus))
 			break;
 		dma_unmap_single(owner, bus, size, DMA_TO_DEVICE);
-		cond_resched();
+		/* Whoever takes a probe away waits for all tasks to do this. */
+		cond_resched_tasks_rcu_qs();
 	}
 	free_page((unsigned long)memory);
 	return i;
