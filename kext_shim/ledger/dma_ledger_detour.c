@@ -8,6 +8,7 @@
  * once too many calls are under way.  Network traffic makes both happen, and
  * one missed unmap is a leak that never was.
  */
+#include <asm/ibt.h>
 #include <linux/atomic.h>
 #include <linux/delay.h>
 #include <linux/ftrace.h>
@@ -65,24 +66,44 @@ static struct ftrace_ops ops = {
 		 FTRACE_OPS_FL_PERMANENT,
 };
 
+typedef unsigned long lookup_function(const char *name);
+
+/*
+ * Only kprobes look names up for modules.  One on a function that others call
+ * meanwhile is no good: int3, with which ftrace patches the call, is taken
+ * for the probe's own on the other CPUs.  So one on the function that looks
+ * names up, which nobody calls now.
+ */
+static lookup_function *lookup(void)
+{
+	struct kprobe probe = { .symbol_name = "kallsyms_lookup_name" };
+	unsigned long address;
+
+	if (register_kprobe(&probe))
+		return NULL;
+	address = (unsigned long)probe.addr;
+	unregister_kprobe(&probe);
+	/* A probe lies behind the mark of where indirect calls may land. */
+	if (is_endbr(*(u32 *)(address - 4)))
+		address -= 4;
+	return (lookup_function *)address;
+}
+
 /**
  * ledger_detour_find - where a kernel function begins
  * @name: its name; exported or not
- *
- * Nothing but kprobes looks names up for modules.
  *
  * Return: the address at which ftrace sees it called, or 0.
  */
 unsigned long ledger_detour_find(const char *name)
 {
-	struct kprobe probe = { .symbol_name = name };
+	static lookup_function *find;
 	unsigned long address;
 
-	if (register_kprobe(&probe))
-		return 0;
-	address = (unsigned long)probe.addr;
-	unregister_kprobe(&probe);
-	return address;
+	if (!find)
+		find = lookup();
+	address = find ? find(name) : 0;
+	return address && is_endbr(*(u32 *)address) ? address + 4 : address;
 }
 
 /**
