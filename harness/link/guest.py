@@ -134,7 +134,6 @@ class Guest(Process):
         machine: QEMU; the same object over every `restore`.
         link: to the agent; another one after a `restore`.
         hello: who answered.
-        generation: how often it was put back; another number from the moment `restore` begins.
         on_load: called with the object file of every module that `load_module` has loaded.
     """
 
@@ -159,7 +158,6 @@ class Guest(Process):
         self._snapshots = snapshots
         self._origin: Origin | None = None
         self._starts: list[Start] = []
-        self.generation = 0
         self._peer: Peer | None = None
         self._peer_lock = threading.Lock()
         self._disks: dict[int, Plugged] = {}
@@ -411,15 +409,14 @@ class Guest(Process):
             raise silent from error
 
     def _let_go(self, why: str) -> None:
-        """Everything that speaks to the guest as it was ends here."""
-        self.generation += 1
+        """Everything that speaks to the guest as it was ends here, who reads its RAM included."""
+        self._begin_anew()
         self.link.retire(why)
         self._close_ssh()
         with self._peer_lock:
             peer, self._peer = self._peer, None
             if peer is not None:
                 peer.abandon(why)
-        self._begin_anew()
 
     def _new_peer(self) -> Peer:
         if not self.options.peer:
