@@ -7,8 +7,8 @@
 #include "dma_ledger_detour.h"
 #include "dma_ledger_modules.h"
 #include "dma_ledger_probes.h"
-#include "dma_ledger_record.h"
 #include "dma_ledger_ring.h"
+#include "dma_ledger_stack.h"
 
 static unsigned int records = 65536;
 module_param(records, uint, 0400);
@@ -48,10 +48,12 @@ static int __init ledger_init(void)
 {
 	int error;
 
-	ledger_record_set_up();
-	error = ledger_ring_create(records);
+	error = ledger_stack_set_up();
 	if (error)
 		return error;
+	error = ledger_ring_create(records);
+	if (error)
+		goto stack;
 	error = ledger_modules_watch();
 	if (error)
 		goto ring;
@@ -69,6 +71,8 @@ modules:
 	ledger_modules_unwatch();
 ring:
 	ledger_ring_destroy();
+stack:
+	ledger_stack_tear_down();
 	return error;
 }
 
@@ -78,6 +82,7 @@ static void __exit ledger_exit(void)
 	ledger_probes_disarm();
 	ledger_modules_unwatch();
 	ledger_ring_destroy();
+	ledger_stack_tear_down();
 }
 
 module_init(ledger_init);

@@ -32,6 +32,7 @@ static const struct module *chosen[ARRAY_SIZE(only)];
 static struct code codes[256];
 static DEFINE_MUTEX(codes_lock);
 static u32 last_id;
+static unsigned int version = 1;
 
 static void write_down(const struct code *code, u16 kind)
 {
@@ -121,6 +122,7 @@ static int changed(struct notifier_block *block, unsigned long state,
 		   void *data)
 {
 	mutex_lock(&codes_lock);
+	WRITE_ONCE(version, version + 1);
 	if (state == MODULE_STATE_COMING)
 		add(data);
 	else if (state == MODULE_STATE_LIVE)
@@ -184,6 +186,16 @@ int ledger_modules_watch(void)
 void ledger_modules_unwatch(void)
 {
 	unregister_module_notifier(&watcher);
+}
+
+/**
+ * ledger_modules_version - a number that is another one when code came or went
+ *
+ * Return: never 0.
+ */
+unsigned int ledger_modules_version(void)
+{
+	return READ_ONCE(version);
 }
 
 /**

@@ -8,6 +8,7 @@ struct module;
 
 int ledger_modules_watch(void);
 void ledger_modules_unwatch(void);
+unsigned int ledger_modules_version(void);
 u32 ledger_module_of(unsigned long address);
 u32 ledger_module_id(const struct module *module);
 bool ledger_modules_chosen(unsigned long caller, const struct module *owner);

@@ -2,23 +2,16 @@
 #include <linux/dma-mapping.h>
 #include <linux/mm.h>
 #include <linux/preempt.h>
-#include <linux/moduleparam.h>
 #include <linux/sched.h>
 #include <linux/sched/clock.h>
 #include <linux/sched/task_stack.h>
 #include <linux/string.h>
 #include <linux/vmalloc.h>
-#include <asm/unwind.h>
 
 #include "dma_ledger_modules.h"
 #include "dma_ledger_record.h"
 #include "dma_ledger_ring.h"
-
-static unsigned int frames = 6;
-module_param(frames, uint, 0400);
-MODULE_PARM_DESC(
-	frames,
-	"of the caller's stack in a record, and on to a module's; 10 at most");
+#include "dma_ledger_stack.h"
 
 /* Up to here a record is written always; behind it are as many as it says. */
 #define HEAD_WORDS (offsetof(struct dma_ledger_record, stack) / sizeof(u64))
@@ -44,45 +37,6 @@ static void copy_record(struct dma_ledger_record *to,
 		WRITE_ONCE(target[i], source[i]);
 }
 
-/*
- * From the function's first instruction on: what we ourselves have put on the
- * stack is not walked.
- */
-static void record_stack(struct dma_ledger_record *record, struct pt_regs *regs)
-{
-	struct unwind_state state;
-	unsigned long address;
-	u16 count = 0;
-
-	unwind_start(&state, current, regs, NULL);
-	for (; !unwind_done(&state) && count < DMA_LEDGER_FRAMES;
-	     unwind_next_frame(&state)) {
-		if (count >= frames && record->module)
-			break;
-		address = unwind_get_return_address(&state);
-		if (!address)
-			break;
-		record->stack[count++] = address;
-		if (!record->module)
-			record->module = ledger_module_of(address);
-	}
-	if (!count) {
-		record->flags |= DMA_LEDGER_SHORT_STACK;
-		address = *(unsigned long *)kernel_stack_pointer(regs);
-		record->stack[count++] = address;
-		record->module = ledger_module_of(address);
-	}
-	record->frames = count;
-}
-
-/**
- * ledger_record_set_up - make of the parameters what can be used
- */
-void ledger_record_set_up(void)
-{
-	frames = clamp_t(unsigned int, frames, 1, DMA_LEDGER_FRAMES);
-}
-
 /**
  * ledger_record_begin - write down who calls
  * @record: to be filled in
@@ -103,7 +57,7 @@ void ledger_record_begin(struct dma_ledger_record *record, u16 kind,
 		record->flags |= DMA_LEDGER_IRQS_OFF;
 	if (record->preempt)
 		record->flags |= DMA_LEDGER_ATOMIC;
-	record_stack(record, regs);
+	ledger_stack_record(record, regs);
 }
 
 /**

@@ -23,7 +23,6 @@ typedef void ledger_enter_fn(struct ledger_call *call, struct pt_regs *regs);
 /* ... what its result tells, and write it down. */
 typedef void ledger_leave_fn(struct ledger_call *call, unsigned long result);
 
-void ledger_record_set_up(void);
 void ledger_record_begin(struct dma_ledger_record *record, u16 kind,
 			 struct pt_regs *regs);
 void ledger_record_device(struct dma_ledger_record *record,

@@ -15,6 +15,7 @@ from harness.oracle import Oracle
 
 PAGE = 4096
 REGISTERS = 0xFEC00000
+DEPTHS, WIDE = 100, 2000  # of streaming_paths.c
 MASKS = [Kind.SET_MASK, Kind.SET_COHERENT_MASK]
 TYPES = [Kind.MEMORY_UC, Kind.MEMORY_WB, Kind.MEMORY_WC, Kind.MEMORY_WB]
 ARRAYS = [Kind.PAGES_ARRAY_UC, Kind.PAGES_ARRAY_WB, Kind.PAGES_ARRAY_WC, Kind.PAGES_ARRAY_WB]
@@ -193,6 +194,25 @@ def test_one_modules_calls_only(guest, iobmd, ledger_build, streaming):
 def test_as_many_frames_as_wanted(guest, ledger_build, streaming, frames):
     ours, _ = recorded(guest, ledger_build, streaming, "what=lists", frames=frames)
     assert {len(event.stack) for event in ours if event.kind is Kind.MAP_PAGE} == {frames}
+
+
+@pytest.mark.parametrize("frames", [6, 10])
+def test_no_stack_is_taken_for_another(guest, ledger_build, streaming, frames):
+    """Two callers from a hundred depths each, twice: more stacks than anybody remembers."""
+    ours, _ = recorded(guest, ledger_build, streaming, "what=paths", frames=frames)
+    stacks = {}
+    for kind in (Kind.MAP_PAGE, Kind.UNMAP_PAGE):
+        for one in (one for one in ours if one.kind is kind):
+            stacks.setdefault((kind, one.size > WIDE, one.size % WIDE - 1), []).append(one.stack)
+    assert {key: len(each) for key, each in stacks.items()} == dict.fromkeys(stacks, 2)
+    assert len(stacks) == 4 * DEPTHS
+    deep = stacks[Kind.MAP_PAGE, False, DEPTHS - 1][0]
+    (again,) = set(deep[2:])  # where deeper() calls itself
+    top = stacks[Kind.MAP_PAGE, False, 0][0][2:]  # from its first caller on
+    for (kind, is_wide, depth), (first, second) in stacks.items():
+        leaf = stacks[kind, is_wide, 0][0][:2]
+        assert first == second == (*leaf, *[again] * depth, *top)[:frames]
+    assert len({stacks[kind, is_wide, 0][0][0] for kind, is_wide, _ in stacks}) == 4
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ streaming_fn streaming_lists;
 streaming_fn streaming_memory;
 streaming_fn streaming_flags;
 streaming_fn streaming_storm;
+streaming_fn streaming_paths;
 
 /* What can be mapped by a process, from now on until the device goes. */
 int streaming_user(struct device *device);

@@ -13,7 +13,7 @@
 
 static char *what = "lists";
 module_param(what, charp, 0400);
-MODULE_PARM_DESC(what, "lists, memory, flags, user or storm");
+MODULE_PARM_DESC(what, "lists, memory, flags, user, storm or paths");
 
 static bool pci;
 module_param(pci, bool, 0400);
@@ -25,7 +25,7 @@ static const struct {
 } parts[] = {
 	{ "lists", streaming_lists }, { "memory", streaming_memory },
 	{ "flags", streaming_flags }, { "user", streaming_user },
-	{ "storm", streaming_storm },
+	{ "storm", streaming_storm }, { "paths", streaming_paths },
 };
 
 static int run(struct device *device)
