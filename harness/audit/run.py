@@ -36,8 +36,8 @@ from harness.oracle import Oracle
 _NAME_BYTES = 19
 """Of a device's name in a record, like `DRIVER_BYTES`."""
 
-RECORDS = 65536
-"""Of the ring, 256 bytes each: 16 MiB that a guest can spare, and two seconds of the busiest driver."""
+RECORDS = 131072
+"""Of the ring, 256 bytes each: 32 MiB that a guest can spare, and nearly a second of the busiest driver."""
 FRAMES = 10
 """Of the callers' stacks: a driver can be that deep behind virtio's own layers."""
 
