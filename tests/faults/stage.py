@@ -152,7 +152,14 @@ class Stage(Report):
         command = [sys.executable, *argv] if argv[0].startswith("-") else list(argv)
         with (self.folder / name).open("w") as out:
             return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, cwd=self.folder
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=env,
+                cwd=self.folder,
+                # A session under nohup would hand its deafness on.
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # noqa: PLW1509
             )
 
     def finish(

@@ -27,7 +27,7 @@ from harness.iokit import IOKit, kIODirectionInOut, kIOMapWriteCombineCache
 from harness.link import Guest, In, Nr
 from harness.options import make_guest
 from harness.oracle import Oracle
-from harness.pytest_plugin.seat import Role, Seat
+from harness.pytest_plugin.seat import Ground, Role, Seat
 
 K = FailureKind
 _GROWTH_MIB = 6.0
@@ -104,7 +104,7 @@ def test_every_failure_has_its_cause_and_memory_stays_flat(
     soak, choice = Soak(), random.Random(8)
     end = time.monotonic() + pytestconfig.getoption("--soak")
     with make_guest(shop.options, shop.image) as guest:
-        seat = Seat(Role.FRESH, guest, None, snapshots=True)
+        seat = Seat(Role.FRESH, guest, Ground(None, shop.options.machine), snapshots=True)
         while time.monotonic() < end:
             for faulty in (True, False):
                 what, expected, act = _draw(choice, shop, faulty)

@@ -63,7 +63,7 @@ def test_a_million_mappings_without_loss(guest, ledger_build, streaming):
     def look():
         book.replay(counted(ledger.events()))
 
-    # All of it fits into the backlog, and is decoded afterwards: how fast this host does that decides nothing.
+    # All of it fits into the backlog, and is decoded afterwards: how fast a host does that decides nothing.
     with Ledger(guest, ledger_build, records=1 << 19) as ledger, ledger.keep_up(3 * MILLION):
         guest.load_module(streaming, f"what=storm mappings={MILLION // cpus}")
         until_done(guest)

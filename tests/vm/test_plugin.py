@@ -65,9 +65,9 @@ def test_the_example_of_the_readme_passes_anywhere(session):
     done = session(PASSES)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
-    assert re.search(r"iobmd: kernel \S+, 512 MiB, 1 vCPU", done.stdout)
+    assert re.search(r"iobmd: kernel \S+, machine \S+, \d+ MiB, \d vCPU", done.stdout)
     assert re.search(
-        r"iobmd: 6\.\S+ \(\S+\), QEMU \S+, (tcg|kvm): .+; (booted|restored \D+) in \d", done.stdout
+        r"iobmd: 6\.\S+ \(\S+\) on \S+, QEMU \S+, (tcg|kvm): .+; (booted|restored \D+) in \d", done.stdout
     )
 
 
