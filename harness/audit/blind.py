@@ -57,6 +57,12 @@ def _driver(run: AuditRun) -> Iterator[Blind]:
             f"nothing was asked of {run.name}: only its probe and its removal were judged",
             hint="--exercise FILE, or a pytest test, works with the device in between",
         )
+    if run.tamed:
+        yield Blind(
+            f"{run.name} was loaded with {run.tamed}, as QEMU's model of its device now and then loses one "
+            "of several requests: more of them at a time were not tried",
+            hint="--params takes others",
+        )
     if run.subject.module.debug is None:
         yield Blind(
             f"{run.name} has no debug information: code is named by functions and offsets, not by lines",

@@ -27,9 +27,9 @@ _DIRECT_PAGES = 37
 PARAMETERS = {"nvme": "io_queue_depth=2"}
 """Of modules whose model in QEMU needs care: with this there is one request under way at a time.
 
-QEMU looks for the next request right after it has said from which one on it wants to be told (hw/nvme/ctrl.c:
-nvme_process_sq), with no memory barrier in between. A request that a busy guest adds at that instant is seen
-by neither side, and the queue stands still until the driver resets it after a minute.
+With more of them a busy guest's queue has stood still until the driver reset it after a minute, watched or
+not. Probably QEMU 7.2 looks for the next request right after it has said from which one on it wants to be
+told (hw/nvme/ctrl.c: nvme_process_sq), and one that is added at that instant is seen by neither side.
 """
 _SCATTERED = 48
 _UNSUPPORTED = "EOPNOTSUPP"

@@ -13,6 +13,7 @@ from typing import Self
 from harness.audit.blind import blind_spots
 from harness.audit.book import Book, Violation
 from harness.audit.buffers import Buffer
+from harness.audit.disk_traffic import PARAMETERS
 from harness.audit.errors import DriverNotLoaded, DriverNotUnloaded
 from harness.audit.events import Event
 from harness.audit.findings import Finding, findings
@@ -24,7 +25,7 @@ from harness.audit.log import read_log
 from harness.audit.observer import Observations
 from harness.audit.result import AuditResult
 from harness.audit.sites import DRIVER_BYTES, Sites
-from harness.audit.sources import KernelModule, Subject
+from harness.audit.sources import KernelModule, Origin, Subject
 from harness.audit.summary import summed_up
 from harness.audit.sysfs import BoundDevice, devices_of, drivers_of, loaded_modules
 from harness.contract.engine import provenance_of
@@ -74,7 +75,8 @@ class AuditRun:
             guest: it answers, and has neither the driver nor a ledger in it.
             subject: from `harness.audit.sources.resolve`, for the guest's kernel.
             ledger: from `build_ledger`, for the guest's kernel.
-            params: the driver's module parameters, as after ``insmod FILE``.
+            params: the driver's module parameters, as after ``insmod FILE``; without any, a driver of the
+                kernel's gets those that QEMU's model of its device needs, and the report says so (`tamed`).
             oracle: that of the guest, where there is one already.
             asked: machine and devices as they were asked for, for the report.
         """
@@ -93,7 +95,9 @@ class AuditRun:
         self.unloaded = False
         self.observed = Observations(guest, self.oracle)
         self.ledger = ledger
-        self._params = params
+        by_itself = subject.origin is Origin.TREE and not params
+        self.tamed = PARAMETERS.get(subject.name, "") if by_itself else ""
+        self._params = params or self.tamed
         self._drivers: set[tuple[str, str]] = set()
         self._stack = ExitStack()
         self._side = ExitStack()  # what reads beside the guest's work

@@ -14,7 +14,6 @@ import pytest
 
 from harness.audit import AuditResult, AuditRun, Kind
 from harness.audit import traffic as work
-from harness.audit.disk_traffic import PARAMETERS
 from harness.auditing import Equipment, audit_guest, prepared
 from harness.images import GuestImage, SilentProgress
 from harness.link import Guest
@@ -121,7 +120,7 @@ class Seen:
 
 def audited(place: Place, driver: Real) -> Seen:
     subject, ledger = prepared(driver.module, place.image, Equipment((driver.device,)), PROGRESS)
-    run = AuditRun(place.guest, subject, ledger, params=PARAMETERS.get(driver.module, ""))
+    run = AuditRun(place.guest, subject, ledger)
     kinds: Counter[Kind] = Counter()
     alive: list[tuple[int, int]] = []
     replay = run.book.replay
@@ -182,5 +181,6 @@ def test_a_driver_of_the_kernels_is_well_at_work(place: Place, driver: Real) -> 
     if driver.module == "e1000":
         # It copies small packets, and gives the buffer back by a sync: since 6.10 those are skipped inline.
         assert seen.kinds[Kind.SYNC_FOR_CPU] > 0
+    assert any("io_queue_depth=2" in one.what for one in seen.result.blind) == (driver.module == "nvme")
     if driver.module == "nvme":
         assert "pool" in {one.what for one in seen.result.judged}
