@@ -121,7 +121,8 @@ def test_two_cpus_at_once_keep_the_order(pair, ledger_build, streaming):
     assert max(first) < len(events) - mappings
 
 
-def test_the_ledger_comes_and_goes_while_probes_run(guest, ledger_build, streaming):
+def test_the_ledger_comes_and_goes_while_calls_are_made(guest, ledger_build, streaming):
+    """On one CPU: with two, TCG may translate an int3 of text_poke_bp() while the other takes it away."""
     guest.load_module(streaming, "what=storm mappings=1000000000")
     for _ in range(2):
         with Ledger(guest, ledger_build, records=5000) as ledger:
