@@ -35,7 +35,7 @@ def _records(run: AuditRun) -> Iterator[Blind]:
         )
     if run.missed:
         yield Blind(
-            f"{run.missed} calls went past the ledger, a probe was busy with another one: what seems to be "
+            f"{run.missed} calls went past the ledger, as ftrace kept no registers of them: what seems to be "
             "left may have ended in one of them"
         )
     unarmed = [kind.name.lower() for kind in Kind if kind > Kind.PIECE and not run.armed >> kind & 1]

@@ -156,7 +156,7 @@ class Ledger:
 
     @property
     def missed(self) -> int:
-        """Calls that no probe could be run for, from the module.
+        """Calls that could not be led through the ledger, from the module.
 
         Raises:
             GuestOSError: it is not loaded any more.

@@ -77,7 +77,7 @@ class AuditResult:
         exercised: what was done with it, ``""`` for nothing.
         events: calls of the DMA API in the ledger, everybody's.
         lost: records that found no room.
-        missed: calls that no probe could be run for.
+        missed: calls that could not be led through the ledger.
         looks: how often the machine was stopped and looked at from outside.
         judged: all that the driver made.
         findings: what is wrong.

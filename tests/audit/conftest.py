@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 
 def _load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"audit_{name}", Path(__file__).parent / f"{name}.py")
@@ -18,4 +20,14 @@ def _load(name: str) -> ModuleType:
 
 
 _load("drivers")
-_load("stage")
+Stage = _load("stage").Stage
+
+
+@pytest.fixture(scope="module")
+def stage():
+    """Where drivers of the gallery are shown, one guest at a time."""
+    theatre = Stage()
+    try:
+        yield theatre
+    finally:
+        theatre.close()

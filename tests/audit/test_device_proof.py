@@ -158,15 +158,6 @@ def shown(stage: Stage, kernel: str, machine: str, many: int = 0) -> Iterator[Pr
         assert (len(book.buffers), len(book.mappings), ledger.lost, ledger.missed) == (0, 0, 0, 0)
 
 
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    theatre = Stage()
-    try:
-        yield theatre
-    finally:
-        theatre.close()
-
-
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def proof(request: pytest.FixtureRequest, stage: Stage) -> Iterator[Proof]:
     with shown(stage, *request.param) as one:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import PurePath
 
 import pytest
@@ -17,16 +16,6 @@ CASES = [
     for driver in drivers()
     if driver.machine == machine
 ]
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    """Where they are shown."""
-    theatre = Stage()
-    try:
-        yield theatre
-    finally:
-        theatre.close()
 
 
 @pytest.mark.parametrize(("kernel", "driver"), CASES)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 from audit_drivers import Driver, drivers
@@ -31,16 +30,6 @@ CASES = [
     for driver in drivers()
     if driver.machine == machine
 ]
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    """Where they are shown."""
-    theatre = Stage()
-    try:
-        yield theatre
-    finally:
-        theatre.close()
 
 
 def lines_of_calls(build: ModuleBuild, name: str) -> set[int]:

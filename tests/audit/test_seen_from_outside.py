@@ -24,15 +24,6 @@ def kernel(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    theatre = Stage()
-    try:
-        yield theatre
-    finally:
-        theatre.close()
-
-
 @pytest.fixture
 def shown(request: pytest.FixtureRequest, stage: Stage, kernel: str) -> Iterator[Show]:
     driver: Driver = BY_NAME[request.param]

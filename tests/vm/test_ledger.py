@@ -6,18 +6,12 @@ import itertools
 import numpy as np
 import pytest
 
-from harness.audit import Book, Direction, Flag, Kind, Ledger, build_ledger
-from harness.images import SilentProgress
+from harness.audit import Book, Direction, Flag, Kind, Ledger
 from harness.iokit import kIODirectionInOut, kIOMapWriteCombineCache, kIOMemoryPhysicallyContiguous
 
 PAGE = 4096
 COUNT = 500
 TINY = 64
-
-
-@pytest.fixture(scope="module")
-def ledger_build(guest_image):
-    return build_ledger(guest_image.kernel, SilentProgress())
 
 
 @pytest.fixture

@@ -4,12 +4,10 @@
 import mmap
 import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from harness.audit import Book, Direction, Flag, Kind, Ledger, build_ledger
-from harness.images import SilentProgress, build_module
+from harness.audit import Book, Direction, Flag, Kind, Ledger
 from harness.link import Guest, GuestOptions, Nr
 from harness.oracle import Oracle
 
@@ -19,17 +17,6 @@ DEPTHS, WIDE = 100, 2000  # of streaming_paths.c
 MASKS = [Kind.SET_MASK, Kind.SET_COHERENT_MASK]
 TYPES = [Kind.MEMORY_UC, Kind.MEMORY_WB, Kind.MEMORY_WC, Kind.MEMORY_WB]
 ARRAYS = [Kind.PAGES_ARRAY_UC, Kind.PAGES_ARRAY_WB, Kind.PAGES_ARRAY_WC, Kind.PAGES_ARRAY_WB]
-
-
-@pytest.fixture(scope="module")
-def ledger_build(guest_image):
-    return build_ledger(guest_image.kernel, SilentProgress())
-
-
-@pytest.fixture(scope="module")
-def streaming(guest_image):
-    source = Path(__file__).with_name("streaming")
-    return build_module(guest_image.kernel, source, SilentProgress(), name="streaming").ko.read_bytes()
 
 
 def recorded(guest, build, ko, params, *, while_loaded=None, **options):

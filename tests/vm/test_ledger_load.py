@@ -4,29 +4,16 @@
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from harness.audit import Book, Kind, Ledger, LedgerGone, build_ledger
-from harness.images import SilentProgress, build_module
+from harness.audit import Book, Kind, Ledger, LedgerGone
 from harness.link import Guest, GuestOptions
 from harness.vm import SnapshotStore
 
 MILLION = 1_000_000
 CPUS = 2
 PARAMETERS = "/sys/module/streaming/parameters"
-
-
-@pytest.fixture(scope="module")
-def ledger_build(guest_image):
-    return build_ledger(guest_image.kernel, SilentProgress())
-
-
-@pytest.fixture(scope="module")
-def streaming(guest_image):
-    source = Path(__file__).with_name("streaming")
-    return build_module(guest_image.kernel, source, SilentProgress(), name="streaming").ko.read_bytes()
 
 
 @pytest.fixture(scope="module")
