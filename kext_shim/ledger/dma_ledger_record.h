@@ -3,7 +3,7 @@
 #define DMA_LEDGER_RECORD_H
 
 #include <linux/device.h>
-#include <linux/kprobes.h>
+#include <linux/ptrace.h>
 #include <linux/scatterlist.h>
 
 #include "dma_ledger_abi.h"
