@@ -152,9 +152,21 @@ static int do_stall(void)
 	return stall(2000);
 }
 
+/*
+ * The watchdog counts in units of 1.07 s and looks now and then: how long it
+ * bears this is between 2 and 4 s, so it says itself when it is enough.
+ */
 static int do_stall_long(void)
 {
-	return stall(3500);
+	unsigned int milliseconds = 0;
+
+	if (test_taint(TAINT_SOFTLOCKUP))
+		return -EALREADY;
+	preempt_disable();
+	while (!test_taint(TAINT_SOFTLOCKUP) && milliseconds++ < 20000)
+		mdelay(1);
+	preempt_enable();
+	return test_taint(TAINT_SOFTLOCKUP) ? 0 : -ETIMEDOUT;
 }
 
 static int do_out_of_memory(void)
