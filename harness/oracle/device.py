@@ -92,21 +92,27 @@ class Edu:
         """As the guest's kernel calls it."""
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Have it read *length* bytes at one bus address and write them to another.
+        """Have it read *length* bytes at one bus address and write them to another, `MOST` at a time.
+
+        Raises:
+            OracleError: it does not finish. A move that the remapping stops does finish; nothing arrives.
+        """
+        for at in range(0, length, MOST):
+            piece = min(MOST, length - at)
+            self.take(source + at, piece)
+            self.give(target + at, piece)
+
+    def take(self, source: int, length: int) -> None:
+        """Have it read *length* bytes at a bus address into its own memory.
 
         Raises:
             BadInput: more than `MOST` bytes.
-            OracleError: it does not finish. A move that the remapping stops does finish; nothing arrives.
+            OracleError: as for `copy`.
         """
-        self.take(source, length)
-        self.give(target, length)
-
-    def take(self, source: int, length: int) -> None:
-        """Have it read *length* bytes at a bus address into its own memory; errors as `copy`."""
         self._move(source, _INSIDE, length, _START)
 
     def give(self, target: int, length: int) -> None:
-        """Have it write the first *length* bytes of its own memory to a bus address; errors as `copy`."""
+        """Have it write the first *length* bytes of its own memory to a bus address; errors as `take`."""
         self._move(_INSIDE, target, length, _START | _TO_RAM)
 
     def _move(self, source: int, target: int, length: int, command: int) -> None:

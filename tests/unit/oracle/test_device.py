@@ -107,7 +107,7 @@ def test_a_bridge_that_nobody_has_set_up_is_no_endless_loop():
     assert Edu(machine).name == "0000:00:02.0"
 
 
-@pytest.mark.parametrize("length", [1, 64, MOST])
+@pytest.mark.parametrize("length", [1, 64, MOST, MOST + 1, 2 * MOST + 7])
 def test_bytes_are_copied(length):
     machine = Machine()
     Edu(machine).copy(256 + 3, 8192, length)
