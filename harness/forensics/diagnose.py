@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _PROTOCOL_SECONDS: Final = 0.25
 _AGENT_SECONDS: Final = 0.2
 _PROCESSORS_SECONDS: Final = 0.3
+_PROCESSORS_AGAIN_SECONDS: Final = 0.4
 _SYSRQ_SECONDS: Final = 0.4
 _NMI_SECONDS: Final = 0.2
 _BEHIND_SECONDS: Final = 0.4
@@ -280,6 +281,9 @@ def _signs(probes: Probes) -> Signs:
     # After SysRq: a kernel in which everything slept was woken by it, and its clock was set.
     signs.clock = probes.clock()
     if signs.kernel_lives:
+        if not signs.processors:  # one that spins has to stop for the question; a busy host lets it wait
+            probes.processors(_PROCESSORS_AGAIN_SECONDS)
+            signs.processors = tuple(activities(probes.looks).values())
         signs.behind = probes.behind(_BEHIND_SECONDS)
     else:
         signs.nmi = probes.nmi(_NMI_SECONDS)

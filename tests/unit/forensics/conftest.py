@@ -40,6 +40,7 @@ class Patient:
     qmp: str = "answers"  # "silent", "lost"
     status: str = "running"
     cpus: tuple[str, ...] = (IDLE,)
+    shy: int = 0  # so many questions about them get no answer
     sysrq: bool = True
     nmi: bool = True
     printing: bool = False
@@ -103,7 +104,12 @@ class Patient:
         self._await = command
         if command == "query-status":
             return {"status": self.status, "running": self.status == "running"}
-        return registers(*self.cpus) if command == "human-monitor-command" else {}
+        if command != "human-monitor-command":
+            return {}
+        self.shy -= 1
+        if self.shy >= 0:
+            raise QmpSilent("silence", command=command)
+        return registers(*self.cpus)
 
     def _mark(self) -> int:
         self._printed += self.printing
