@@ -71,7 +71,7 @@ _HEADERS: Final = tuple(
         (
             SplatKind.LOCKDEP,
             r"WARNING: (?:possible |suspicious |inconsistent lock|bad (?:unlock|contention)|held lock|"
-            r"lock held|[A-Z]+-safe -> |Nested lock|[Nn]ested |locking |process .* still has locks)"
+            r"lock held|[A-Z]+-safe -> |Nested lock|chain_key collision|.{1,40}/\d+ still has locks held)"
             r"|\[ BUG: |BUG: Invalid wait context|INFO: trying to register non-static key",
         ),
         (
