@@ -54,7 +54,7 @@ _PATTERNS: Final = (
     (
         Complaint.WARNING,
         re.compile(
-            _STAMP + rb"(?:WARNING: (?:CPU: \d+ PID: \d+ at |\S+:\d+ at \S+, CPU#\d+: "
+            _STAMP + rb"(?:WARNING: (?:CPU: \d+ PID: \d+ at |\S+:\d+ at [^,]{1,160}, CPU#\d+: "
             # lockdep's headings
             rb"|possible |suspicious |bad (?:unlock balance|contention) |inconsistent lock state"
             rb"|held lock freed!|lock held when |Nested lock |chain_key |[A-Z]+-safe -> "
