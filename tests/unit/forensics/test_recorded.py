@@ -154,6 +154,10 @@ EXPECTED = {
     "6.12-debug.out-of-bounds": [
         (KASAN, 0, "init", "", "dump_stack_lvl print_report kasan_report do_out_of_bounds faults_write")
     ],
+    "6.12-debug.oops": [
+        (OOPS, 0, "init", "do_oops", "faults_write vfs_write ksys_write"),
+        (PANIC, None, "", "", ""),
+    ],
     "6.12-debug.lock-order": [
         (
             LOCKDEP,
@@ -385,7 +389,9 @@ _IN = r"\+0x\w+/0x\w+ \[iobmd_faults\]"
 TITLES = {
     "use-after-free": rf"BUG: KASAN: (slab-)?use-after-free in do_use_after_free{_IN}",
     "out-of-bounds": rf"BUG: KASAN: slab-out-of-bounds in do_out_of_bounds{_IN}",
-    "oops": rf"BUG: KASAN: null-ptr-deref in do_oops{_IN}",
+    # With checks inlined a read of the shadow faults, and the kernel says what of.
+    "oops": rf"BUG: KASAN: null-ptr-deref in do_oops{_IN}|Oops: general protection fault, .*: 0000 \[#1\] "
+    r"SMP KASAN: KASAN: null-ptr-deref in range \[0x0{16}-0x0{15}7\]",
     "lock-order": r"WARNING: possible circular locking dependency detected",
     "lock-interrupt": r"WARNING: inconsistent lock state",
     "sleep-locked": r"BUG: sleeping function called from invalid context at include/linux/sched/mm\.h:\d+",
@@ -412,7 +418,8 @@ def test_what_a_checker_says_is_whole(name):
     assert titles == STACKS.get(word, ["Call Trace"])
     function = f"do_{word.replace('-', '_')}"
     for stack in first.stacks:
-        assert any(frame.symbol.partition(".")[0] == function for frame in stack.frames), stack
+        frames = (first.rip, *stack.frames) if first.rip is not None else stack.frames
+        assert any(frame.symbol.partition(".")[0] == function for frame in frames), stack
     told = [line for line in recorded(name).splitlines() if line.startswith("[")]
     kept = [line for splat in found for line in splat.text.splitlines()]
     left = [re.sub(r"^\[[^]]+\](\[[^]]+\])? ?", "", line) for line in told if line not in kept]
