@@ -26,6 +26,9 @@ NAME = "dma_ledger"
 BACKLOG = 1_000_000
 """Records that wait to be decoded at most while `Ledger.keep_up` reads: 256 MB."""
 
+_NEEDED = ("CONFIG_KPROBES", "CONFIG_DYNAMIC_FTRACE_WITH_REGS")
+"""What ``kext_shim/ledger/dma_ledger_detour.c`` is made of; Debian's kernels have it."""
+
 _AT_ONCE = 4096  # records, some 30 ms of decoding
 _EVERY = 0.005  # seconds; a ring of 65536 records takes a guest some 50 times as long to fill
 
@@ -38,9 +41,27 @@ def build_ledger(kernel: Kernel, progress: Progress) -> ModuleBuild:
     """Build ``dma_ledger.ko`` for one kernel.
 
     Raises:
+        BadInput: that kernel has not what the ledger sees calls by.
         HarnessError: as `harness.images.build_module` does.
     """
+    _check_config(kernel)
     return build_module(kernel, source_root() / "kext_shim" / "ledger", progress, name=NAME)
+
+
+def _check_config(kernel: Kernel) -> None:
+    """Say in words what the compiler would say in errors."""
+    config = kernel.headers / "include/config/auto.conf"
+    if not config.is_file():
+        return
+    on = {line.removesuffix("=y") for line in config.read_text(encoding="utf-8").splitlines()}
+    missing = [option for option in _NEEDED if option not in on]
+    if missing:
+        raise BadInput(
+            f"drivers cannot be audited on {kernel.release}: the ledger has nothing to see calls by",
+            tried=f"looked into {config}",
+            observed=f"not set: {', '.join(missing)}",
+            hint="build that kernel with CONFIG_FUNCTION_TRACER, CONFIG_DYNAMIC_FTRACE and CONFIG_KPROBES",
+        )
 
 
 class Ledger:

@@ -71,12 +71,13 @@ _HEADERS: Final = tuple(
         (
             SplatKind.LOCKDEP,
             r"WARNING: (?:possible |suspicious |inconsistent lock|bad (?:unlock|contention)|held lock|"
-            r"lock held|[A-Z]+-safe -> |Nested lock|[Nn]ested |locking |process .* still has locks)"
+            r"lock held|[A-Z]+-safe -> |Nested lock|chain_key collision|.{1,40}/\d+ still has locks held)"
             r"|\[ BUG: |BUG: Invalid wait context|INFO: trying to register non-static key",
         ),
         (
             SplatKind.WARNING,
-            r"WARNING: CPU: (?P<cpu>\d+) PID: (?P<pid>\d+) at (?P<at>\S+) (?P<in>[^\s+]+)",
+            # A kernel without CONFIG_DEBUG_BUGVERBOSE knows no file and no line.
+            r"WARNING: CPU: (?P<cpu>\d+) PID: (?P<pid>\d+) at (?:(?P<at>[^\s+]+:\d+) )?(?P<in>[^\s+]+)",
         ),
         (
             SplatKind.WARNING,
@@ -98,6 +99,8 @@ _HEADERS: Final = tuple(
 # arch/x86/kernel/dumpstack.c:__die: "invalid opcode: 0000 [#1] PREEMPT SMP NOPTI", since 6.8 after "Oops: ".
 _DIE: Final = re.compile(r"(?:Oops: )?.{0,120}?: [0-9a-f]{4} \[#\d+\]|Oops: |general protection fault")
 _TITLE_MAX: Final = 300
+#: UBSAN names a file by the path it was compiled at, whatever the compiler was told to call it.
+_ABSOLUTE: Final = re.compile(r" in /\S*/(?=[^\s/]+:\d)")
 
 
 def header_of(body: str) -> Header | None:
@@ -120,7 +123,10 @@ def header_of(body: str) -> Header | None:
 def _header(kind: SplatKind, body: str, named: dict[str, str | None]) -> Header:
     title = body[:_TITLE_MAX].strip()
     if kind is SplatKind.WARNING:
-        title = f"WARNING at {named['at']} in {named['in']}"
+        place = f" at {named['at']}" if named["at"] else ""
+        title = f"WARNING{place} in {named['in']}"
+    elif kind is SplatKind.UBSAN:
+        title = _ABSOLUTE.sub(" in ", title)
     elif kind is SplatKind.TASK:
         title = f"{named['comm']} in state {named['in']}"
     cpu, pid = named.get("cpu"), named.get("pid")

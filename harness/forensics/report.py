@@ -28,6 +28,10 @@ _REGISTER: Final = re.compile(r"\b([A-Z][A-Z0-9_]{1,7}):\s*(?:[0-9a-f]{4}:)?([0-
 _MARKER: Final = re.compile(r"\s*</?[A-Z#_]+>\s*$")
 _RULE: Final = re.compile(r"\s*[=-]{20,}\s*$")
 _END: Final = re.compile(r"---\[ end (?:trace|Kernel panic)")
+#: mm/kasan/report.c: kasan_non_canonical_hook, about a fault at the address of a shadow.
+_SHADOW: Final = re.compile(r"KASAN: [\w-]+ in range ")
+#: kernel/dma/debug.c: dump_entry_trace, behind the end of the warning about that mapping.
+_MAPPED_AT: Final = re.compile(r"DMA-API: Mapped at:$")
 _CALL_TRACE: Final = re.compile(r"\s*Call Trace:")
 _USER_SEGMENT: Final = 3
 
@@ -139,7 +143,7 @@ class Report:
         if self._done or len(self._lines) >= _LINES_MAX:
             return False
         typical = bool(_TYPICAL.match(body) or _FRAME.match(body) or _MARKER.match(body))
-        if typical:
+        if typical or (self.kind is SplatKind.DMA_API and _MAPPED_AT.match(body)):
             self._chatter = 0
             return True
         if self.kind in _STALLS and _STALL_LINES.match(body):
@@ -158,11 +162,15 @@ class Report:
         """Add a line."""
         body = line.body
         self._lines.append(line.raw)
+        if self.kind is SplatKind.OOPS and not self._introduced and _SHADOW.match(body):
+            self._title = f"{self._title}: {body.strip()}"
         until = _UNTIL.get(self.kind)
         if until is not None and until.match(body) and self._stacks:
             self._done = True
         if _END.match(body):
             self._ended = True
+        elif self.kind is SplatKind.DMA_API and _MAPPED_AT.match(body):
+            self._ended, self._in_stack, self._heading = False, False, "Mapped at"
         elif not self._ended:
             self._read(body)
 

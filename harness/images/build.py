@@ -118,6 +118,7 @@ def _build(
         raise BadInput(f"{source} has no Kbuild and no Makefile", hint="name the folder of a kernel module")
     compiler, make_flags = _kernel_compiler(kernel)
     version = _compiler_version(compiler)
+    cflags = (*_debug_flags(kernel), *cflags)
     recipe = ("module", _SCHEMA, label, names, cflags, make_flags, version, kernel_identity(kernel))
     build_id = _digest(recipe, source, _sources(source))[:16]
     store = Store.default()
@@ -227,6 +228,14 @@ def _kernel_compiler(kernel: Kernel) -> tuple[str, tuple[str, ...]]:
     named = re.search(r"gcc-\d+", variables.read_text(encoding="utf-8")) if variables.is_file() else None
     program = named.group(0) if named else "gcc"
     return need(program, program), tuple(flags)
+
+
+def _debug_flags(kernel: Kernel) -> tuple[str, ...]:
+    """Return what gives a module DWARF, which the layouts are read from, where the kernel has none itself."""
+    configuration = kernel.headers / "include/config/auto.conf"
+    if not configuration.is_file():
+        return ()
+    return () if "CONFIG_DEBUG_INFO=y" in configuration.read_text(encoding="utf-8").splitlines() else ("-g",)
 
 
 def _compiler_version(compiler: str) -> str:

@@ -49,6 +49,11 @@ def pytest_configure_node(node: Any) -> None:
 def results_root(config: pytest.Config) -> Path:
     """Return the folder with all runs."""
     given: Path = config.getoption("--results")
+    # Without a configuration file pytest's root is the folder that all words of its command line have in
+    # common, those that name a kernel's files among them.
+    stray = config.getoption("--modules") is not None and config.inipath is None
+    if stray and config.getoption("rootdir", None) is None:
+        return config.invocation_params.dir / given
     return config.rootpath / given
 
 

@@ -53,7 +53,14 @@ _PATTERNS: Final = (
     ),
     (
         Complaint.WARNING,
-        re.compile(_STAMP + rb"WARNING: (?:CPU: \d+ PID: \d+ at |possible |suspicious |bad )"),
+        re.compile(
+            _STAMP + rb"(?:WARNING: (?:CPU: \d+ PID: \d+ at |\S+:\d+ at [^,]{1,160}, CPU#\d+: "
+            # lockdep's headings
+            rb"|possible |suspicious |bad (?:unlock balance|contention) |inconsistent lock state"
+            rb"|held lock freed!|lock held when |Nested lock |chain_key |[A-Z]+-safe -> "
+            rb"|.{1,40}/\d+ still has locks held!)"
+            rb"|\[ BUG: |INFO: trying to register non-static key)"
+        ),
     ),
 )
 

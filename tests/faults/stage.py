@@ -129,7 +129,10 @@ class Stage(Report):
         """The options that ask a door for this session's machine."""
         options = self.shop.options
         memory = options.guest(with_shell=False).memory_mib
-        words = ["--kernel", options.kernel, "--machine", options.machine, "--memory", str(memory)]
+        # One word each: pytest would take the files of a kernel for tests.
+        words = [f"--kernel={options.kernel}", "--machine", options.machine, "--memory", str(memory)]
+        for name, folder in (("modules", options.modules), ("headers", options.headers)):
+            words += [f"--{name}={folder}"] if folder else []
         return [*words, "--accel", options.accel.value]
 
     @staticmethod

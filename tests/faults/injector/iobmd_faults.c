@@ -7,14 +7,17 @@
  */
 #include <linux/completion.h>
 #include <linux/delay.h>
+#include <linux/dma-mapping.h>
 #include <linux/fs.h>
 #include <linux/gfp.h>
 #include <linux/io.h>
+#include <linux/irq_work.h>
 #include <linux/irqflags.h>
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/platform_device.h>
 #include <linux/preempt.h>
 #include <linux/printk.h>
 #include <linux/sched.h>
@@ -220,6 +223,150 @@ static int do_double_free(void)
 	return 0;
 }
 
+/*
+ * What follows is harmless wherever no checker looks: it reads or writes what
+ * belongs to the piece, takes locks nobody else has, or maps nothing away.
+ */
+
+static int do_use_after_free(void)
+{
+	char *piece = kzalloc(120, GFP_KERNEL);
+	char *stale = piece;
+
+	if (!piece)
+		return -ENOMEM;
+	OPTIMIZER_HIDE_VAR(stale);
+	kfree(piece);
+	return READ_ONCE(stale[8]) & 0;
+}
+
+/* The allocator gives 128 bytes; only those asked for may be used. */
+static int do_out_of_bounds(void)
+{
+	char *piece = kzalloc(120, GFP_KERNEL);
+	char *end = piece;
+
+	if (!piece)
+		return -ENOMEM;
+	OPTIMIZER_HIDE_VAR(end);
+	WRITE_ONCE(end[121], 1);
+	kfree(piece);
+	return 0;
+}
+
+static noinline void lock_both(struct mutex *outer, struct mutex *inner)
+{
+	mutex_lock(outer);
+	mutex_lock(inner);
+	mutex_unlock(inner);
+	mutex_unlock(outer);
+}
+
+static int do_lock_order(void)
+{
+	static DEFINE_MUTEX(first);
+	static DEFINE_MUTEX(second);
+
+	lock_both(&first, &second);
+	lock_both(&second, &first);
+	return 0;
+}
+
+static DEFINE_RAW_SPINLOCK(shared);
+
+static void lock_in_interrupt(struct irq_work *unused)
+{
+	raw_spin_lock(&shared);
+	raw_spin_unlock(&shared);
+}
+
+/* An interrupt that comes between the last two would wait for ever. */
+static int do_lock_interrupt(void)
+{
+	static struct irq_work work = IRQ_WORK_INIT_HARD(lock_in_interrupt);
+
+	irq_work_queue(&work);
+	irq_work_sync(&work);
+	raw_spin_lock(&shared);
+	raw_spin_unlock(&shared);
+	return 0;
+}
+
+/* Nothing sleeps: there is memory. */
+static int do_sleep_locked(void)
+{
+	void *piece;
+
+	raw_spin_lock(&lock);
+	piece = kmalloc(64, GFP_KERNEL);
+	raw_spin_unlock(&lock);
+	kfree(piece);
+	return 0;
+}
+
+static int map_and_unmap(struct device *dev, void *piece)
+{
+	dma_addr_t at = dma_map_single(dev, piece, 1024, DMA_TO_DEVICE);
+
+	if (dma_mapping_error(dev, at))
+		return -EIO;
+	dma_unmap_single(dev, at, 512, DMA_TO_DEVICE);
+	return 0;
+}
+
+static int do_unmap_half(void)
+{
+	static struct platform_driver driver = {
+		.driver.name = "iobmd-faults",
+	};
+	struct platform_device_info info = {
+		.name = "iobmd-faults",
+		.id = PLATFORM_DEVID_NONE,
+		.dma_mask = DMA_BIT_MASK(64),
+	};
+	struct platform_device *device;
+	void *piece = kmalloc(1024, GFP_KERNEL);
+	int error = platform_driver_register(&driver);
+
+	if (error)
+		goto free;
+	device = platform_device_register_full(&info);
+	error = PTR_ERR_OR_ZERO(device);
+	if (!error) {
+		error = piece ? map_and_unmap(&device->dev, piece) : -ENOMEM;
+		platform_device_unregister(device);
+	}
+	platform_driver_unregister(&driver);
+free:
+	kfree(piece);
+	return error;
+}
+
+static int do_shift(void)
+{
+	unsigned int by = 40;
+	int shifted;
+
+	OPTIMIZER_HIDE_VAR(by);
+	shifted = 1 << by;
+	OPTIMIZER_HIDE_VAR(shifted);
+	return 0;
+}
+
+static int do_index(void)
+{
+	struct {
+		int table[4];
+		int behind;
+	} piece = {};
+	unsigned int at = 4;
+
+	OPTIMIZER_HIDE_VAR(at);
+	piece.table[at] = 1;
+	barrier_data(&piece);
+	return 0;
+}
+
 static int do_triple_fault(void)
 {
 	static const struct desc_ptr none;
@@ -258,16 +405,22 @@ static const struct {
 	{ "double-free", do_double_free },
 	{ "halt", do_halt },
 	{ "hang", do_hang },
+	{ "index", do_index },
 	{ "kill-agent", do_kill_agent },
 	{ "leave-combined", do_leave_combined },
+	{ "lock-interrupt", do_lock_interrupt },
+	{ "lock-order", do_lock_order },
 	{ "lock-twice", do_lock_twice },
 	{ "lock-twice-deaf", do_lock_twice_deaf },
 	{ "mutex-twice", do_mutex_twice },
 	{ "nothing", do_nothing },
 	{ "oops", do_oops },
+	{ "out-of-bounds", do_out_of_bounds },
 	{ "out-of-memory", do_out_of_memory },
 	{ "panic", do_panic },
+	{ "shift", do_shift },
 	{ "sleep-atomic", do_sleep_atomic },
+	{ "sleep-locked", do_sleep_locked },
 	{ "spin", do_spin },
 	{ "spin-deaf", do_spin_deaf },
 	{ "spin-politely", do_spin_politely },
@@ -276,6 +429,8 @@ static const struct {
 	{ "stall", do_stall },
 	{ "stall-long", do_stall_long },
 	{ "triple-fault", do_triple_fault },
+	{ "unmap-half", do_unmap_half },
+	{ "use-after-free", do_use_after_free },
 	{ "warn", do_warn },
 };
 

@@ -5,10 +5,11 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from harness.pytest_plugin.runs import LATEST, folder_name, prune
+from harness.pytest_plugin.runs import LATEST, folder_name, prune, results_root
 
 pytest_plugins = ("pytester",)
 
@@ -50,6 +51,22 @@ def test_the_oldest_runs_go_and_nothing_else(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         *runs[3:], "mine", "20260101-000000", "faults.json",
     }  # fmt: skip
+
+
+def test_the_folder_is_not_beside_the_files_of_a_kernel(tmp_path):
+    """Without a configuration file pytest's root is what its words have in common, ``--modules /x/y`` too."""
+    said = {"--results": Path("results"), "--modules": Path("/x/y"), "rootdir": None}
+    config = SimpleNamespace(
+        rootpath=Path("/"),
+        inipath=None,
+        invocation_params=SimpleNamespace(dir=tmp_path),
+        getoption=lambda name, default=None: said.get(name, default),
+    )
+    assert results_root(config) == tmp_path / "results"
+    config.inipath = Path("/pyproject.toml")
+    assert results_root(config) == Path("/results")
+    config.inipath, said["--modules"] = None, None
+    assert results_root(config) == Path("/results")
 
 
 def test_a_run_that_goes_on_stays(tmp_path):

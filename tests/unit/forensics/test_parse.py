@@ -32,26 +32,6 @@ Call Trace:
 
 # In the words of mm/kasan/report.c and its neighbours; one per kind.
 WRITTEN = {
-    SplatKind.KASAN: f"""\
-==================================================================
-BUG: KASAN: slab-out-of-bounds in inner+0x10/0x40 [iobmd]
-Write of size 4 at addr ffff888003a5c040 by task my tool/97
-
-{TASK_TRACE}
-Allocated by task 97:
- kasan_save_stack+0x1e/0x40
- outer+0x33/0x80 [iobmd]
-
-Freed by task 96:
- kfree+0x99/0x100
-
-The buggy address belongs to the object at ffff888003a5c000
- which belongs to the cache kmalloc-64 of size 64
-Memory state around the buggy address:
->ffff888003a5c000: 00 00 00 00 fc fc fc fc
-                               ^
-==================================================================
-""",
     SplatKind.KFENCE: """\
 ==================================================================
 BUG: KFENCE: use-after-free read in inner+0x10/0x40 [iobmd]
@@ -67,41 +47,6 @@ allocated by task 97 on cpu 1 at 1.234567s:
 
 CPU: 1 PID: 97 Comm: my tool Not tainted 6.12.1 #1
 ==================================================================
-""",
-    SplatKind.UBSAN: f"""\
-------------[ cut here ]------------
-UBSAN: array-index-out-of-bounds in iobmd/iobmd_map.c:123:9
-index 5 is out of range for type 'int [4]'
-{TASK_TRACE}---[ end trace ]---
-""",
-    SplatKind.LOCKDEP: f"""\
-======================================================
-WARNING: possible circular locking dependency detected
-6.12.1 #1 Not tainted
-------------------------------------------------------
-my tool/97 is trying to acquire lock:
-ffffffffc0123456 (&a->lock){{+.+.}}-{{3:3}}, at: inner+0x10/0x40 [iobmd]
-
-but task is already holding lock:
-ffffffffc0123999 (&b->lock){{+.+.}}-{{3:3}}, at: outer+0x20/0x80 [iobmd]
-
-the existing dependency chain (in reverse order) is:
-
--> #1 (&b->lock){{+.+.}}-{{3:3}}:
-       lock_acquire+0xd6/0x320
-       other+0x11/0x90 [iobmd]
-
--> #0 (&a->lock){{+.+.}}-{{3:3}}:
-       __lock_acquire+0x1111/0x2222
-
-stack backtrace:
-{TASK_TRACE}""",
-    SplatKind.DMA_API: f"""\
-------------[ cut here ]------------
-DMA-API: edu 0000:00:05.0: device driver frees DMA memory with wrong function
-WARNING: CPU: 1 PID: 97 at kernel/dma/debug.c:1047 check_unmap+0x6f0/0x8f0
-Modules linked in: iobmd(OE)
-{TASK_TRACE}---[ end trace 0000000000000000 ]---
 """,
     SplatKind.HARD_LOCKUP: f"""\
 watchdog: Watchdog detected hard LOCKUP on cpu 1
@@ -125,11 +70,6 @@ Call Trace:
 BUG: workqueue lockup - pool cpus=0 node=0 flags=0x0 nice=0 stuck for 31s!
 Showing busy workqueues and worker pools:
 """,
-    SplatKind.BUG: f"""\
-BUG: sleeping function called from invalid context at include/linux/sched/mm.h:274
-in_atomic(): 1, irqs_disabled(): 0, non_block: 0, pid: 97, name: my tool
-preempt_count: 1, expected: 0
-{TASK_TRACE}""",
     SplatKind.ALLOCATION_FAILED: f"""\
 my tool: page allocation failure: order:10, mode:0xcc0(GFP_KERNEL), nodemask=(null)
 {TASK_TRACE}""",
@@ -183,22 +123,11 @@ def test_kinds(kind, with_time):
 
 
 def test_what_else_checkers_say():
-    (kasan,) = splats(WRITTEN[SplatKind.KASAN])
-    assert [stack.title for stack in kasan.stacks] == [
-        "Call Trace",
-        "Allocated by task 97",
-        "Freed by task 96",
-    ]
-    assert "Memory state" in kasan.text
     (kfence,) = splats(WRITTEN[SplatKind.KFENCE])
     assert [frame.symbol for frame in kfence.frames] == ["inner", "outer"]
     assert kfence.pid == 97
-    (lockdep,) = splats(WRITTEN[SplatKind.LOCKDEP])
-    assert [frame.symbol for frame in lockdep.stacks[0].frames] == ["lock_acquire", "other"]
     (stall,) = splats(WRITTEN[SplatKind.RCU_STALL])
     assert [len(stack.frames) for stack in stall.stacks] == [4, 1]
-    (dma,) = splats(WRITTEN[SplatKind.DMA_API])
-    assert dma.title.endswith("edu 0000:00:05.0: device driver frees DMA memory with wrong function")
 
 
 def test_a_log_without_trouble_has_no_reports():
@@ -316,7 +245,7 @@ def test_callers_are_kept_apart(data):
     streams, alone = [], []
     for caller, name in zip(("T97", "C1", "T4711"), names, strict=False):
         text = "\n".join(line for line in RECORDED[name].splitlines() if line.startswith("["))
-        marked = re.sub(r"^(\[ *\d+\.\d+\])", rf"\1[{caller:>6}]", text, flags=re.MULTILINE)
+        marked = re.sub(r"^(\[ *\d+\.\d+\])(\[ *[TC]\d+\])?", rf"\1[{caller:>6}]", text, flags=re.MULTILINE)
         streams.append(marked.splitlines())
         alone.append(splats(marked))
     order = [index for index, stream in enumerate(streams) for _ in stream]
@@ -328,10 +257,11 @@ def test_callers_are_kept_apart(data):
 
 def test_a_log_as_the_kernel_keeps_it():
     """What syslog(2) gives has a level before the stamp."""
-    text = re.sub("^", "<4>", stamped(WRITTEN[SplatKind.DMA_API]), flags=re.MULTILINE)
-    (splat,) = splats(text)
+    kept = [line for line in RECORDED["6.12-debug.unmap-half"].splitlines() if line.startswith("[")]
+    (splat,) = splats("\n".join(f"<4>{line}" for line in kept))
+    (shown,) = splats("\n".join(kept))
     assert splat.kind is SplatKind.DMA_API
-    assert len(splat.frames) == 4
+    assert splat.stacks == shown.stacks
 
 
 def test_the_answer_to_an_nmi_takes_no_lines_of_others():

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Reports that real kernels printed when a small module did wrong: Debian's 6.1, 6.1-rt and 6.12."""
+"""Reports that real kernels printed when a small module did wrong.
+
+Debian's 6.1, 6.1-rt and 6.12; and two with checkers, built from Debian's sources (``*-debug``; the files say
+how).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ RECORDED = Path(__file__).with_name("recorded")
 
 # Kind, CPU, task, instruction, first functions that the unwinder was sure of; of every report in the file.
 OOPS, WARNING, BUG, PANIC = SplatKind.OOPS, SplatKind.WARNING, SplatKind.BUG, SplatKind.PANIC
+KASAN, UBSAN, LOCKDEP = SplatKind.KASAN, SplatKind.UBSAN, SplatKind.LOCKDEP
 EXPECTED = {
     "6.1-cloud.null": [(OOPS, 0, "exe", "descend", "descend descend descend deep_write run_set")],
     # The same with oops=panic on the command line.
@@ -90,7 +95,101 @@ EXPECTED = {
         (OOPS, 0, "swapper/0", "descend", "deep_write call_timer_fn __run_timers"),
         (PANIC, None, "", "", ""),
     ],
+    "6.1-debug.use-after-free": [
+        (KASAN, 0, "init", "", "dump_stack_lvl print_report kasan_report do_use_after_free faults_write")
+    ],
+    "6.1-debug.out-of-bounds": [
+        (KASAN, 0, "init", "", "dump_stack_lvl print_report kasan_report do_out_of_bounds faults_write")
+    ],
+    "6.1-debug.oops": [
+        (KASAN, 0, "init", "", "dump_stack_lvl kasan_report do_oops faults_write"),
+        (OOPS, 0, "init", "do_oops", "faults_write vfs_write"),
+        (PANIC, None, "", "", ""),
+    ],
+    "6.1-debug.lock-order": [
+        (
+            LOCKDEP,
+            0,
+            "init",
+            "",
+            "dump_stack_lvl check_noncircular __lock_acquire lock_acquire __mutex_lock lock_both",
+        )
+    ],
+    "6.1-debug.lock-interrupt": [
+        (
+            LOCKDEP,
+            0,
+            "init",
+            "",
+            "dump_stack_lvl mark_lock.cold __lock_acquire lock_acquire _raw_spin_lock do_lock_interrupt",
+        )
+    ],
+    "6.1-debug.sleep-locked": [
+        (
+            BUG,
+            0,
+            "init",
+            "",
+            "dump_stack_lvl __might_resched.cold __kmem_cache_alloc_node kmalloc_trace do_sleep_locked",
+        )
+    ],
+    "6.1-debug.unmap-half": [
+        (SplatKind.DMA_API, 0, "init", "check_unmap", "debug_dma_unmap_page do_unmap_half faults_write")
+    ],
+    "6.1-debug.shift": [
+        (
+            UBSAN,
+            0,
+            "init",
+            "",
+            "dump_stack_lvl ubsan_epilogue __ubsan_handle_shift_out_of_bounds.cold do_shift.cold",
+        )
+    ],
+    "6.1-debug.index": [
+        (UBSAN, 0, "init", "", "dump_stack_lvl ubsan_epilogue __ubsan_handle_out_of_bounds.cold do_index")
+    ],
+    "6.12-debug.use-after-free": [
+        (KASAN, 0, "init", "", "dump_stack_lvl print_report kasan_report do_use_after_free faults_write")
+    ],
+    "6.12-debug.out-of-bounds": [
+        (KASAN, 0, "init", "", "dump_stack_lvl print_report kasan_report do_out_of_bounds faults_write")
+    ],
+    "6.12-debug.oops": [
+        (OOPS, 0, "init", "do_oops", "faults_write vfs_write ksys_write"),
+        (PANIC, None, "", "", ""),
+    ],
+    "6.12-debug.lock-order": [
+        (
+            LOCKDEP,
+            0,
+            "init",
+            "",
+            "dump_stack_lvl print_circular_bug check_noncircular __lock_acquire lock_acquire __mutex_lock",
+        )
+    ],
+    "6.12-debug.lock-interrupt": [
+        (
+            LOCKDEP,
+            0,
+            "init",
+            "",
+            "dump_stack_lvl print_usage_bug.part.0 mark_lock __lock_acquire lock_acquire _raw_spin_lock",
+        )
+    ],
+    "6.12-debug.sleep-locked": [
+        (BUG, 0, "init", "", "dump_stack_lvl __might_resched __kmalloc_cache_noprof do_sleep_locked")
+    ],
+    "6.12-debug.unmap-half": [
+        (SplatKind.DMA_API, 0, "init", "check_unmap", "debug_dma_unmap_page do_unmap_half faults_write")
+    ],
+    "6.12-debug.shift": [
+        (UBSAN, 0, "init", "", "dump_stack_lvl __ubsan_handle_shift_out_of_bounds do_shift.cold faults_write")
+    ],
+    "6.12-debug.index": [
+        (UBSAN, 0, "init", "", "dump_stack_lvl __ubsan_handle_out_of_bounds do_index faults_write")
+    ],
 }
+CHECKED = [name for name in EXPECTED if "-debug." in name]
 
 
 def recorded(name):
@@ -114,7 +213,9 @@ def test_nothing_of_a_trace_is_lost(name):
     """Every line of the file that is a frame is a frame of a report: in its text, and in a stack."""
     text = recorded(name)
     written = re.findall(
-        r"^\[[^]]+\]\s+(?:\? )?\S+\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[\w+\])?$", text, re.MULTILINE
+        r"^\[[^]]+\](?:\[ *[TC]\d+\])?\s+(?:\? )?\S+\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[\w+\])?$",
+        text,
+        re.MULTILINE,
     )
     found = splats(text)
     assert written
@@ -282,3 +383,72 @@ def test_matching_what_was_expected():
     assert warning.matches(r"value \d+ is more than three")
     assert warning.matches(re.compile(r"RIP: 0010:deep_warn"))
     assert not warning.matches("value 8")
+
+
+_IN = r"\+0x\w+/0x\w+ \[iobmd_faults\]"
+TITLES = {
+    "use-after-free": rf"BUG: KASAN: (slab-)?use-after-free in do_use_after_free{_IN}",
+    "out-of-bounds": rf"BUG: KASAN: slab-out-of-bounds in do_out_of_bounds{_IN}",
+    # With checks inlined a read of the shadow faults, and the kernel says what of.
+    "oops": rf"BUG: KASAN: null-ptr-deref in do_oops{_IN}|Oops: general protection fault, .*: 0000 \[#1\] "
+    r"SMP KASAN: KASAN: null-ptr-deref in range \[0x0{16}-0x0{15}7\]",
+    "lock-order": r"WARNING: possible circular locking dependency detected",
+    "lock-interrupt": r"WARNING: inconsistent lock state",
+    "sleep-locked": r"BUG: sleeping function called from invalid context at include/linux/sched/mm\.h:\d+",
+    "unmap-half": r"WARNING in check_unmap: DMA-API: iobmd-faults iobmd-faults: device driver frees DMA "
+    r"memory with different size \[device address=0x\w{16}\] \[map size=1024 bytes\] \[unmap size=512 b.*\]",
+    "shift": r"UBSAN: shift-out-of-bounds in iobmd_faults\.c:351:14",
+    "index": r"UBSAN: array-index-out-of-bounds in iobmd_faults\.c:365:13",
+}
+STACKS = {
+    "use-after-free": ["Call Trace", "Allocated by task N", "Freed by task N"],
+    "out-of-bounds": ["Call Trace", "Allocated by task N"],
+    "lock-order": ["-> #1 (second){+.+.}-{3:3}", "-> #0 (first){+.+.}-{3:3}", "Call Trace"],
+    "lock-interrupt": ["{IN-HARDIRQ-W} state was registered at", "Call Trace"],
+    "unmap-half": ["Call Trace", "Mapped at"],
+}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_what_a_checker_says_is_whole(name):
+    word = name.rpartition(".")[2]
+    first, *_ = found = splats(recorded(name))
+    assert re.fullmatch(TITLES[word], first.title)
+    titles = [re.sub(r"task \d+", "task N", stack.title) for stack in first.stacks]
+    assert titles == STACKS.get(word, ["Call Trace"])
+    function = f"do_{word.replace('-', '_')}"
+    for stack in first.stacks:
+        frames = (first.rip, *stack.frames) if first.rip is not None else stack.frames
+        assert any(frame.symbol.partition(".")[0] == function for frame in frames), stack
+    told = [line for line in recorded(name).splitlines() if line.startswith("[")]
+    kept = [line for splat in found for line in splat.text.splitlines()]
+    left = [re.sub(r"^\[[^]]+\](\[[^]]+\])? ?", "", line) for line in told if line not in kept]
+    # A heading before the first words, and what the taint does to lockdep when all is over.
+    assert [line for line in left if not re.fullmatch(r"=*|Disabling lock debugging due to .*", line)] == []
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_what_is_said_before_and_after_a_checker_is_not_its(name):
+    text = recorded(name)
+    stamps = re.findall(r"^(\[ *\d+\.\d+\](?:\[ *T\d+\])?) ", text, re.MULTILINE)
+    words = ("random: crng init done", "INFO: this is information", "", "virtio0: WARNING: queue is small")
+    chatter = "".join(f"{stamps[0]} {line}\n" for line in words)
+    found = splats(text)
+    assert [splat.text for splat in splats(chatter + text)] == [splat.text for splat in found]
+    behind = splats(text + chatter)
+    assert [splat.title for splat in behind] == [splat.title for splat in found]
+    assert "random: crng" not in "".join(splat.text for splat in behind)
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_what_a_checker_says_twice_is_one_finding(name):
+    """On another day: at other addresses, by another task, in a module that was built elsewhere."""
+    text = recorded(name)
+    later = re.sub(r"(task |PID: |init[/:]|\[ *T)\d+", r"\g<1>4711", text)
+    later = re.sub(r"\b(0x)?(?:ffff|0000)[0-9a-f]{12}\b", r"\g<1>ffff888012345678", later)
+    later = later.replace(".tmp.iobmd_faults-0123456789abcdef", ".tmp.iobmd_faults-fedcba9876543210")
+    assert later != text
+    found = splats(text)
+    assert [(splat, count) for splat, count in deduplicated((*found, *splats(later)))] == [
+        (splat, 2) for splat in found
+    ]

@@ -102,6 +102,18 @@ class TestModule:
         assert first.ko_debug.read_bytes() == second.ko_debug.read_bytes()
         assert b"thing/thing.c" in first.ko.read_bytes()
 
+    def test_a_kernel_without_debug_information_gets_modules_with_it(
+        self, kernel: Kernel, source: Path
+    ) -> None:
+        config = kernel.headers / "include/config/auto.conf"
+        config.parent.mkdir(parents=True)
+        asked = []
+        for line in ("CONFIG_DEBUG_INFO=y\n", "CONFIG_DEBUG_INFO_NONE=y\n"):
+            config.write_text(line)
+            log = build_module(kernel, source, QUIET, name="thing").log.read_text()
+            asked.append(log.split().count("-g"))  # one is the Makefile's
+        assert asked == [1, 2]
+
     def test_the_callers_flags_stay_outside(
         self, kernel: Kernel, source: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -97,6 +97,18 @@ def test_a_kernel_of_ones_own(own: KernelSelector, tmp_path: Path) -> None:
     assert "payload" in kernel.boot_reason
 
 
+def test_a_kernel_with_kasan_is_booted_as_it_was_delivered(
+    own: KernelSelector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.images.kernel.uncompressed_elf", lambda _: b"\x7fELF")
+    (tmp_path / "build/.config").write_text("# CONFIG_KASAN is not set\nCONFIG_KASAN_STACK=y\n")
+    assert prepare(own).boot_image != own.vmlinuz
+    (tmp_path / "build/.config").write_text("CONFIG_KASAN=y\n")
+    kernel = prepare(own)
+    assert kernel.boot_image == kernel.vmlinuz == own.vmlinuz
+    assert "KASAN" in kernel.boot_reason
+
+
 def test_headers_of_another_kernel(own: KernelSelector, tmp_path: Path) -> None:
     (tmp_path / "build/include/generated/utsrelease.h").write_text('#define UTS_RELEASE "5.4.4-own"\n')
     with pytest.raises(BadInput, match="headers belong to another kernel") as caught:

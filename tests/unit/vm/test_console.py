@@ -20,6 +20,8 @@ from harness.vm import Complaint, Console, GuestPanicked, GuestSilent, MachineFa
 from harness.vm.complaints import classify
 from harness.vm.console import _Scan
 
+#: What kernels with checkers said when a module did wrong.
+RECORDED = Path(__file__).parents[1] / "forensics" / "recorded"
 PANIC = b"[    1.234567] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n"
 
 
@@ -58,7 +60,17 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
         (b"[    2.0] Kernel panic - not syncing: no kernel stamp", None),
         (b"my test looks for 'Kernel panic - not syncing' in logs", None),
         (b"[    3.141592] BUG: kernel NULL pointer dereference, address: 0", Complaint.OOPS),
-        (b"[    3.141592] BUG: KASAN: use-after-free in foo+0x1/0x2 [iobmd]", Complaint.OOPS),
+        # In the words of kernel/locking/lockdep.c and kernel/panic.c.
+        (b"[    3.141592] [ BUG: Invalid wait context ]", Complaint.WARNING),
+        (b"[    3.141592] WARNING: bad unlock balance detected!", Complaint.WARNING),
+        (b"[    3.141592] WARNING: held lock freed!", Complaint.WARNING),
+        (b"[    3.141592] WARNING: lock held when returning to user space!", Complaint.WARNING),
+        (b"[    3.141592] WARNING: my tool/97 still has locks held!", Complaint.WARNING),
+        (b"[    3.141592] WARNING: SOFTIRQ-safe -> SOFTIRQ-unsafe lock order detected", Complaint.WARNING),
+        (b"[    3.141592] INFO: trying to register non-static key.", Complaint.WARNING),
+        (b"[    3.141592] WARNING: x.c:123 at inner+0x10/0x40 [iobmd], CPU#1: my tool/97", Complaint.WARNING),
+        (b"[    3.141592] WARNING: Flushing system-wide workqueues will be prohibited", None),
+        (b"[    3.141592] INFO: lockdep is turned off.", None),
         (b"[    3.141592] BUG kmalloc-64 (Tainted: G): Poison overwritten", Complaint.OOPS),
         (b"[    3.141592] Oops: 0002 [#1] PREEMPT SMP NOPTI", Complaint.OOPS),
         (b"[    3.141592] invalid opcode: 0000 [#1] PREEMPT SMP", Complaint.OOPS),
@@ -75,6 +87,25 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
 )
 def test_trouble_is_told_from_talk(line: bytes, kind: Complaint | None) -> None:
     assert classify(line.rstrip()) is kind
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("use-after-free", Complaint.OOPS),
+        ("out-of-bounds", Complaint.OOPS),
+        ("shift", Complaint.OOPS),
+        ("index", Complaint.OOPS),
+        ("sleep-locked", Complaint.OOPS),
+        ("lock-order", Complaint.WARNING),
+        ("lock-interrupt", Complaint.WARNING),
+        ("unmap-half", Complaint.WARNING),
+    ],
+)
+def test_one_line_of_what_a_checker_says_is_the_trouble(kernel: str, word: str, kind: Complaint) -> None:
+    lines = (RECORDED / f"{kernel}-debug.{word}.txt").read_bytes().splitlines()
+    assert [found for line in lines if (found := classify(line)) is not None] == [kind]
 
 
 def test_the_whole_log_is_kept_from_the_first_byte(guest: Guest) -> None:
