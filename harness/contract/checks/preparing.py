@@ -274,6 +274,7 @@ def thread_safe_buffers_take_calls_from_many_threads(case: Case) -> None:
         with ThreadPoolExecutor(_THREADS) as pool:
             wrong = [one for found in pool.map(_hammer, [(buf, data)] * _THREADS) for one in found]
         case.expect(wrong[:3], equals=[], what=f"wrong answers to {_THREADS} threads at {buf!r}")
+        _expect_all_counted(case, buf, before.prepared)
         after = buf.describe()
         case.expect(
             (after.prepared, after.held),
@@ -291,6 +292,26 @@ def thread_safe_buffers_take_calls_from_many_threads(case: Case) -> None:
                 state.oldState, equals=kIOMemoryPurgeableNonVolatile, what="purgeable state after all"
             )
     case.note(f"{_THREADS} threads, {_ROUNDS} rounds each, their calls in flight at the same time")
+
+
+def _expect_all_counted(case: Case, buf: IOBufferMemoryDescriptor, before: int) -> None:
+    """Send calls together, which the agent's workers make side by side, and count after each such volley.
+
+    What is lost in one place may be gained in another: at the end alone the balance may be right by chance.
+    """
+    for _ in range(_ROUNDS):
+        for name, wanted in (("PREPARE", before + _THREADS), ("COMPLETE", before)):
+            case.expect(_together(case, buf, name), equals=[_OK] * _THREADS, what=f"codes of {name}")
+            case.expect(buf.describe().prepared, equals=wanted, what=f"prepares after {_THREADS} at a time")
+
+
+def _together(case: Case, buf: IOBufferMemoryDescriptor, name: str) -> list[object]:
+    """Send one ioctl for each thread before any is answered, and return their codes."""
+    command = case.iokit.layouts.enum("iobmd_ioctl")[f"IOBMD_IOC_{name}"]
+    wiring = case.iokit.layouts.struct("iobmd_wiring")
+    sent = [case.guest.start_ioctl(buf.fd, command, wiring.pack()) for _ in range(_THREADS)]
+    answers = [one.wait(case.guest.operation_timeout).arg for one in sent]
+    return [wiring.unpack(answer)["code"] for answer in answers]
 
 
 def _hammer(work: tuple[IOBufferMemoryDescriptor, bytes]) -> list[str]:
