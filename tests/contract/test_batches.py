@@ -139,7 +139,7 @@ def test_ten_thousand_live_at_once_and_leave_nothing(iobmd, oracle, before):
     assert set(buffers.describe()["memory_type"]) == {"WB"}
     started = time.monotonic()
     assert iobmd.release_all() == THOUSANDS
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60  # not one by one, which takes minutes wherever this takes seconds
     assert still_lost(before, iobmd, oracle) == []
 
 
