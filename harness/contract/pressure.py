@@ -15,7 +15,12 @@ from harness.contract.outcome import NotApplicable
 from harness.errors import BadInput
 from harness.images.modules import ModuleTree, module_bytes
 from harness.iokit import IOBufferMemoryDescriptor, Null
-from harness.iokit.constants import kIODirectionInOut, kIOMemoryPhysicallyContiguous
+from harness.iokit.constants import (
+    kIODirectionInOut,
+    kIOMemoryPhysicallyContiguous,
+    kIOMemoryPurgeableEmpty,
+    kIOMemoryPurgeableKeepCurrent,
+)
 from harness.link import GuestOSError, In, Nr, Process, cstring
 
 _DISK = "/dev/ram0"
@@ -31,6 +36,7 @@ _MADV_POPULATE_WRITE = 23
 # A page that another processor has on a list of its own, or locked, at that moment is passed over
 # (mm/madvise.c:madvise_cold_or_pageout_pte_range); the next time it is not.
 _ATTEMPTS = 3
+_ROUNDS = 20
 _ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _CONTIGUOUS = kIODirectionInOut | kIOMemoryPhysicallyContiguous
 
@@ -66,6 +72,29 @@ class Swap:
                 task.syscall(_PROCESS_MADVISE, pidfd, one, 1, _MADV_PAGEOUT, 0, what=what)
         finally:
             task.close(pidfd)
+
+    def empty(self, buf: IOBufferMemoryDescriptor, address: int, length: int) -> None:
+        """Page a range of the agent out until no page of *buf*, which it shows, is resident.
+
+        The kernel passes over a page that somebody has locked or referenced at that moment, as compaction may
+        at any time.  Whether all are out in the end is for the check to compare.
+        """
+        for _ in range(_ROUNDS):
+            self.page_out(address, length)
+            if not buf.getPageCounts().resident:
+                return
+
+
+def purge(case: Case, buf: IOBufferMemoryDescriptor) -> None:
+    """Ask the kernel for memory until it has taken what a volatile *buf* holds.
+
+    ``drop_caches`` asks everything that can give memory up; a shrinker may answer that it is busy, and does
+    while somebody has one of the pages locked.  Whether it is taken in the end is for the check to compare.
+    """
+    for _ in range(_ROUNDS):
+        case.guest.write_file("/proc/sys/vm/drop_caches", b"2\n")
+        if buf.setPurgeable(kIOMemoryPurgeableKeepCurrent).oldState == kIOMemoryPurgeableEmpty:
+            return
 
 
 @contextmanager

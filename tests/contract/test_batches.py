@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from contract_stock import PAGE, Stock, lost
+from contract_stock import PAGE, Stock, still_lost
 
 from harness.errors import BadInput
 from harness.iokit import Null, Task
@@ -34,14 +34,6 @@ def before(iobmd, oracle) -> Stock:
     for _ in range(2):
         iobmd.batch(THOUSANDS // 2).withOptions(k.kIODirectionInOut, PAGE).release()
     return Stock(iobmd, oracle)
-
-
-def still_lost(before: Stock, iobmd, oracle) -> list[str]:
-    """What is missing for good: RCU and the allocator's own lists give thousands of pages back late."""
-    deadline = time.monotonic() + 5
-    while (missing := lost(before, Stock(iobmd, oracle))) and time.monotonic() < deadline:
-        pass
-    return missing
 
 
 def options(chance: random.Random) -> int:
@@ -147,7 +139,7 @@ def test_ten_thousand_live_at_once_and_leave_nothing(iobmd, oracle, before):
     assert set(buffers.describe()["memory_type"]) == {"WB"}
     started = time.monotonic()
     assert iobmd.release_all() == THOUSANDS
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60  # not one by one, which takes minutes wherever this takes seconds
     assert still_lost(before, iobmd, oracle) == []
 
 

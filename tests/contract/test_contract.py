@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The module keeps the contract: each clause with a check, on the kernel and machine of this session."""
 
+import time
+
 import pytest
 
 import harness.contract.checks  # noqa: F401 - registers the checks
@@ -84,4 +86,7 @@ def test_memory_comes_back(guest: Guest, iobmd: IOKit, oracle: Oracle) -> None:
     rounds(2)  # the direct map is split into small leaves once and for all
     before = free()
     rounds(20)
+    deadline = time.monotonic() + 60
+    while before - free() >= 2 * MIB and time.monotonic() < deadline:
+        pass  # some of it comes back when the kernel gets to it; a leak does not
     assert before - free() < 2 * MIB

@@ -2,7 +2,9 @@
 """The tests are tested: a module with a mistake has to be noticed by the checks of the clauses it breaks."""
 
 import contextlib
+import errno
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from harness.contract.engine import CHECKS
 from harness.errors import HarnessError
 from harness.images import GuestImage, SilentProgress, source_root
 from harness.iokit import IOKit
-from harness.link import Guest, GuestOptions
+from harness.link import Guest, GuestOptions, GuestOSError
 from harness.oracle import Oracle
 
 mutation = sys.modules["contract_mutation"]
@@ -75,6 +77,17 @@ def verdicts(guest: Guest, clauses: tuple[str, ...]) -> list[ClauseResult]:
         return list(judge(guest, iokit, Oracle(guest.machine), chosen, SilentProgress()).results)
 
 
+def unload(guest: Guest, name: str) -> None:
+    """Unload a module; the kernel may close a file of it a moment after its last user did (delayed_fput)."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return guest.unload_module(name)
+        except GuestOSError as error:
+            if error.errno not in {errno.EAGAIN, errno.EBUSY} or time.monotonic() > deadline:
+                raise
+
+
 def expect_broken(results: list[ClauseResult]) -> None:
     survived = [
         f"{r.clause.id} is {r.verdict.value}: {r.observed}"
@@ -90,7 +103,7 @@ def test_the_mistake_is_noticed(mutant: Any, modules: Mapping[str, Path], stable
     try:
         guest.load_module(code(mutant, modules))
         expect_broken(verdicts(guest, mutant.breaks))
-        guest.unload_module(modules[mutant.name].stem)
+        unload(guest, modules[mutant.name].stem)
         with Oracle(guest.machine).frozen() as view:
             assert view.direct_map_anomalies() == (), "this mutant poisons its guest; say so"
     except BaseException:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Group C: alignment of virtual and physical addresses."""
 
+from collections.abc import Sequence
+
 from harness.contract.case import KIB, MIB, PAGE, Case
 from harness.contract.engine import check
 from harness.contract.look import Look
+from harness.contract.pressure import fragment
 from harness.iokit import IOBufferMemoryDescriptor, Null
 from harness.iokit.constants import (
     kIODirectionInOut,
@@ -127,14 +130,23 @@ def page_alignment_takes_whole_pages(case: Case) -> None:
             )
 
 
-@check("C07", outside=True)
+@check("C07", outside=True, fills=True)
 def more_than_page_alignment_is_contiguous(case: Case) -> None:
-    """Asks for alignments above a page without the contiguous option: one physical run, else NULL."""
+    """Asks for alignments above a page without the contiguous option: one physical run, else NULL.
+
+    Asked again where memory is in pieces of 2 MiB, so that nobody finds one run by chance.
+    """
     shapes = [(size, align) for align in (2 * PAGE, 64 * KIB, MIB) for size in (100, 5000, 3 * PAGE, MIB + 1)]
     made = [case.make(kIODirectionInOut, *shape) for shape in shapes]
     # Longer than the page allocator's longest block: NULL is an answer, several runs are not.
     longest = case.maybe(case.iokit.withOptions(kIODirectionInOut, 9 * MIB, 2 * PAGE))
-    made += [longest] if longest else []
+    _expect_one_run(case, made + [buf for buf in (longest,) if buf])
+    fragment(case, 2 * MIB, 128 * MIB)
+    asked = [case.iokit.withOptions(kIODirectionInOut, size, 2 * PAGE) for size in (9 * MIB, 3 * MIB, MIB)]
+    _expect_one_run(case, [buf for buf in map(case.maybe, asked) if buf])
+
+
+def _expect_one_run(case: Case, made: Sequence[IOBufferMemoryDescriptor]) -> None:
     claims = [buf.getPhysicalSegment(0) for buf in made]
     lengths = [buf.getLength() for buf in made]
     with case.look() as look:
@@ -151,6 +163,8 @@ def large_alignment_holds_for_both_addresses(case: Case) -> None:
     made = [(align, case.make(kIODirectionInOut, size, align)) for size, align in shapes]
     wt = case.maybe(case.iokit.withOptions(kIODirectionInOut | kIOMapWriteThruCache, 5000, 64 * KIB))
     made += [(64 * KIB, wt)] if wt else []
+    for align, buf in made:
+        _expect_decided(case, buf, align)
     with case.look() as look:
         for align, buf in made:
             _expect_aligned(case, look, buf, align)
@@ -164,6 +178,8 @@ def odd_large_alignment_clears_page_number_bits(case: Case) -> None:
     made = [
         (align, case.make(kIODirectionInOut, size, align)) for align in alignments for size in (100, 9000)
     ]
+    for align, buf in made:
+        _expect_decided(case, buf, 1 << (align - 1).bit_length())
     with case.look() as look:
         for align, buf in made:
             frame, mask = look.at(buf.address) >> _PAGE_SHIFT, (align - 1) >> _PAGE_SHIFT

@@ -3,9 +3,10 @@
 
 from itertools import pairwise
 
-from harness.contract.case import GIB, KIB, MIB, PAGE, Case
+from harness.contract.case import GIB, KIB, MIB, PAGE, Case, Place
 from harness.contract.edu import expect_device_reaches
 from harness.contract.engine import check
+from harness.contract.mapped import expect_gone
 from harness.iokit import IOBufferMemoryDescriptor, Task, kernel_task
 from harness.iokit.constants import (
     kIODirectionIn,
@@ -202,7 +203,11 @@ def release_frees_descriptor_and_buffer(case: Case) -> None:
     with case.look() as look:
         ranges = {repr(buf): look.where(buf) for buf in made}
     # A mapping of its own has to go with the buffer; the direct map stays.
-    own = [buf.address for buf in made if buf.describe().storage_kind == "CHUNKS"]
+    own = [
+        (Place(buf.address, buf.storage), ranges[repr(buf)])
+        for buf in made
+        if buf.describe().storage_kind == "CHUNKS"
+    ]
     for buf in made:
         buf.release()
     case.expect(case.live(), equals=live, what="descriptors that exist")
@@ -214,8 +219,8 @@ def release_frees_descriptor_and_buffer(case: Case) -> None:
         for name, where in ranges.items():
             stale = [leaf for leaf in look.aliases_of(name, where) if leaf.effective.name != "WB"]
             case.expect(len(stale), equals=0, what=f"leaves that are not write-back where {name} was")
-        for address in own:
-            case.expect(look.mapped(address), equals=False, what=f"{address:#x} still mapped after release")
+        for place, where in own:
+            expect_gone(case, look, place, where)
     case.note(
         f"{len(made)} buffers, {total} bytes: {used} bytes of it went, all but {max(left, 0)} came back"
     )

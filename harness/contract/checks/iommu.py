@@ -99,9 +99,14 @@ def contiguity_behind_an_iommu(case: Case) -> None:
 
 @check("D18", outside=True)
 def mask_behind_an_iommu(case: Case) -> None:
-    """Asks under narrow masks: every I/O address fits, pages lie above, and a device reads them."""
+    """Asks under narrow masks: every I/O address fits, pages lie above, and a device reads them.
+
+    What is free below a mask is held meanwhile: whoever asks gets pages above it, and not by chance.
+    """
     _needs_iommu(case, "a mask is about the processor's addresses")
     for mask, size in ((0x03FF_FFFF, 24 * MIB), (0x00FF_FFFF, 6 * MIB), (0x0FFF_FFFF, 5000)):
+        if size > PAGE * 16:
+            _take_pages_below(case, mask)
         buf = case.need(case.iokit.inTaskWithPhysicalMask(kernel_task, kIODirectionInOut, size, mask))
         for one in buf.segments():
             last = one.address + one.length - 1
@@ -112,6 +117,14 @@ def mask_behind_an_iommu(case: Case) -> None:
             case.expect_that(top > mask, expected=f"host pages above {mask:#x}", observed=f"up to {top:#x}")
         expect_device_reaches(case, buf, size - 4000, 4000)
     case.null(case.iokit.inTaskWithPhysicalMask(kernel_task, kIODirectionInOut, 24 * MIB, 0x00FF_FFFF))
+
+
+def _take_pages_below(case: Case, mask: int) -> None:
+    """Hold the host's pages below *mask* until no MiB of them is left."""
+    options = kIODirectionInOut | kIOMemoryMapperNone
+    for size in (4 * MIB, MIB):
+        while case.iokit.inTaskWithPhysicalMask(kernel_task, options, size, mask):
+            pass
 
 
 @check("I07", outside=True)

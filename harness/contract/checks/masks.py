@@ -226,13 +226,18 @@ def a_mask_inside_high_memory_is_contiguous(case: Case) -> None:
             case.expect(said, equals=1, what=f"segments of {buf!r}")
     for mask in masks:
         # No block of the kernel's page allocator is as long as what follows, and the blocks it would be put
-        # together from, the ones that were freed last, have a neighbour in use.
+        # together from, the ones that were freed last, have their neighbours in use.
         held = [
             case.need(case.iokit.inTaskWithPhysicalMask(kernel_task, kIODirectionInOut, 4 * MIB, mask))
             for _ in range(8)
         ]
-        for buf in held[::2]:
-            buf.release()
+        with case.look() as look:
+            at = {look.at(buf.address): buf for buf in held}
+        freed: set[int] = set()
+        for start in sorted(at):
+            if start - 4 * MIB not in freed:
+                freed.add(start)
+                at[start].release()
         longest = case.maybe(case.iokit.inTaskWithPhysicalMask(kernel_task, kIODirectionInOut, 9 * MIB, mask))
         if longest:
             with case.look() as look:

@@ -81,7 +81,7 @@ def pageable_memory_is_not_wired(case: Case) -> None:
     with case.look(case.guest) as look:
         case.expect_bytes(look.read(place), equals=data, what=f"RAM behind {buf!r}")
     with swapping(case) as swap:
-        swap.page_out(place.address, _SIZE)
+        swap.empty(buf, place.address, _SIZE)
         case.expect(swap.written(), equals=_PAGES, what="pages written to the swap area")
         _expect_resident(case, buf, 0, "after the kernel paged it out")
         with case.look(case.guest) as look:
@@ -120,7 +120,7 @@ def prepare_wires_and_complete_lets_go(case: Case) -> None:
         with case.look(case.guest) as look:
             case.expect(look.where(place), equals=where, what="physical ranges while prepared")
         _succeeds(case, buf.complete(), "complete")
-        swap.page_out(place.address, _SIZE)
+        swap.empty(buf, place.address, _SIZE)
         case.expect(swap.written(), equals=_PAGES, what="pages written to the swap area after complete")
         _expect_resident(case, buf, 0, "after complete and paging out")
         with case.look(case.guest) as look:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from harness.contract.case import KIB, MIB, PAGE, Case, Place
 from harness.contract.engine import check
 from harness.contract.look import Look
-from harness.contract.pressure import Swap, swapping
+from harness.contract.pressure import purge, swapping
 from harness.iokit import IOBufferMemoryDescriptor, IOReturn, PhysicalSegment, Task
 from harness.iokit.constants import (
     kIODirectionIn,
@@ -33,7 +33,6 @@ _OK = IOReturn.kIOReturnSuccess
 _PURGEABLE = kIOMemoryPageable | kIOMemoryPurgeable
 _ROUNDS = 40
 _THREADS = 4
-_ATTEMPTS = 20
 _NOWHERE = PhysicalSegment(0, 0)
 
 
@@ -137,7 +136,7 @@ def every_prepare_wants_its_complete(case: Case) -> None:
         with case.look() as look:
             _expect_at_segments(case, look, buf, segments, data)
         _expect_ok(case, buf.complete(), f"complete() {what}")
-    case.press()
+    purge(case, buf)
     case.expect(
         buf.getPageCounts().resident, equals=0, what="resident pages after the last complete and pressure"
     )
@@ -167,7 +166,7 @@ def prepare_brings_pages_in_and_wires_them(case: Case) -> None:
         with swapping(case) as swap:
             if before:
                 case.guest.poke(place.address, before)
-                _page_out(swap, buf, place)
+                swap.empty(buf, place.address, place.storage)
             _expect_resident(case, buf, 0, "before prepare()")
             with case.look(case.guest) as look:
                 case.expect(look.mapped_pages(place), equals=0, what="pages mapped before prepare()")
@@ -186,18 +185,10 @@ def prepare_brings_pages_in_and_wires_them(case: Case) -> None:
             case.expect(
                 buf.getPhysicalSegment(0), equals=_NOWHERE, what="getPhysicalSegment after complete()"
             )
-            _page_out(swap, buf, place)
+            swap.empty(buf, place.address, place.storage)
             _expect_resident(case, buf, 0, "after complete() and paging out")
             case.expect_bytes(case.guest.peek(place.address, place.storage), equals=data, what="bytes back")
         buf.release()
-
-
-def _page_out(swap: Swap, buf: IOBufferMemoryDescriptor, place: Place) -> None:
-    """Ask for the pages until they are out: the kernel skips one that another processor has in its hands."""
-    for _ in range(_ATTEMPTS):
-        swap.page_out(place.address, place.storage)
-        if not buf.getPageCounts().resident:
-            return
 
 
 def _expect_in_place(case: Case, buf: IOBufferMemoryDescriptor, held: bytes) -> bytes:
@@ -283,6 +274,7 @@ def thread_safe_buffers_take_calls_from_many_threads(case: Case) -> None:
         with ThreadPoolExecutor(_THREADS) as pool:
             wrong = [one for found in pool.map(_hammer, [(buf, data)] * _THREADS) for one in found]
         case.expect(wrong[:3], equals=[], what=f"wrong answers to {_THREADS} threads at {buf!r}")
+        _expect_all_counted(case, buf, before.prepared)
         after = buf.describe()
         case.expect(
             (after.prepared, after.held),
@@ -300,6 +292,26 @@ def thread_safe_buffers_take_calls_from_many_threads(case: Case) -> None:
                 state.oldState, equals=kIOMemoryPurgeableNonVolatile, what="purgeable state after all"
             )
     case.note(f"{_THREADS} threads, {_ROUNDS} rounds each, their calls in flight at the same time")
+
+
+def _expect_all_counted(case: Case, buf: IOBufferMemoryDescriptor, before: int) -> None:
+    """Send calls together, which the agent's workers make side by side, and count after each such volley.
+
+    What is lost in one place may be gained in another: at the end alone the balance may be right by chance.
+    """
+    for _ in range(_ROUNDS):
+        for name, wanted in (("PREPARE", before + _THREADS), ("COMPLETE", before)):
+            case.expect(_together(case, buf, name), equals=[_OK] * _THREADS, what=f"codes of {name}")
+            case.expect(buf.describe().prepared, equals=wanted, what=f"prepares after {_THREADS} at a time")
+
+
+def _together(case: Case, buf: IOBufferMemoryDescriptor, name: str) -> list[object]:
+    """Send one ioctl for each thread before any is answered, and return their codes."""
+    command = case.iokit.layouts.enum("iobmd_ioctl")[f"IOBMD_IOC_{name}"]
+    wiring = case.iokit.layouts.struct("iobmd_wiring")
+    sent = [case.guest.start_ioctl(buf.fd, command, wiring.pack()) for _ in range(_THREADS)]
+    answers = [one.wait(case.guest.operation_timeout).arg for one in sent]
+    return [wiring.unpack(answer)["code"] for answer in answers]
 
 
 def _hammer(work: tuple[IOBufferMemoryDescriptor, bytes]) -> list[str]:

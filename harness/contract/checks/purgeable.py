@@ -3,6 +3,7 @@
 
 from harness.contract.case import KIB, PAGE, Case, Place
 from harness.contract.engine import check
+from harness.contract.pressure import purge
 from harness.iokit import IOBufferMemoryDescriptor, IOReturn, Task, kernel_task
 from harness.iokit.constants import (
     kIODirectionInOut,
@@ -128,7 +129,7 @@ def a_purgeable_buffer_starts_non_volatile(case: Case) -> None:
 def the_old_state_tells_what_became_of_the_contents(case: Case) -> None:
     """Makes buffers volatile, with and without a kernel that looks for memory, and compares state and bytes.
 
-    ``drop_caches`` asks everything that can give memory up to do so.
+    ``drop_caches`` asks everything that can give memory up to do so, again while it answers that it is busy.
     """
     for pressed in (False, True):
         for buf in _buffers(case):
@@ -136,7 +137,7 @@ def the_old_state_tells_what_became_of_the_contents(case: Case) -> None:
             buf.writeBytes(0, data)
             _set(case, buf, _VOLATILE, was=_NON_VOLATILE)
             if pressed:
-                case.guest.write_file("/proc/sys/vm/drop_caches", b"2\n")
+                purge(case, buf)
             _set(case, buf, _NON_VOLATILE, was=_EMPTY if pressed else _VOLATILE)
             kept = bytes(_SIZE) if pressed else data
             _expect_stored(case, buf, kept, "after it was purged" if pressed else "after being volatile")

@@ -89,7 +89,7 @@ def test_the_table(patient, signs, kind):
     guest = make(patient, **signs)
     before = time.monotonic()
     found = diagnose(guest, timed_out())
-    assert time.monotonic() - before < 2
+    assert time.monotonic() - before < 20  # nothing here is real, least of all the waiting
     assert found.kind is kind
     assert found.exit_code == kind.exit_code
     assert found.summary == "getpid(): no reply within 1 s"

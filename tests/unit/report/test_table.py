@@ -67,6 +67,7 @@ def test_a_terminal_gets_colour(show):
 
 def test_without_colour_the_words_remain(show, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")  # a dumb terminal has 80 columns, whatever is asked for
     text = show(force_terminal=True, color_system="standard")
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]", text)
     assert re.sub(r"\x1b\[[0-9;]*m", "", text) == show()
