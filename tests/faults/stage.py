@@ -158,8 +158,7 @@ class Stage(Report):
                 stderr=out,
                 env=env,
                 cwd=self.folder,
-                # A session under nohup would hand its deafness on.
-                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # noqa: PLW1509
+                preexec_fn=_listen,  # noqa: PLW1509
             )
 
     def finish(
@@ -191,6 +190,12 @@ class Stage(Report):
         said = _SAID.findall(told) or told.strip().splitlines()[-1:] or [""]
         self.call(kind_of(code, expected), said[-1], took)
         return told
+
+
+def _listen() -> None:
+    """A session under nohup, or a background job of a shell's, would hand its deafness on."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def kind_of(code: int, expected: FailureKind | None = None) -> FailureKind | None:

@@ -333,8 +333,10 @@ def speak_qmp(path):
 
 def test_ctrl_c_ends_the_keeping_and_not_the_session(tmp_path, pytestconfig):
     (tmp_path / "test_mine.py").write_text(KEPT)
+    # Whoever started the tests may ignore Ctrl-C, as background jobs of a shell do; that is inherited.
+    interruptible = ["env", "--default-signal=INT", *command_line(pytestconfig, "--keep-vm")]
     with subprocess.Popen(
-        command_line(pytestconfig, "--keep-vm"), cwd=tmp_path, env=environment(),
+        interruptible, cwd=tmp_path, env=environment(),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
     ) as pytest_:  # fmt: skip
         line = next(line for line in pytest_.stdout if "pytest waits until" in line)
