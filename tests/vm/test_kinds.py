@@ -19,7 +19,7 @@ import pytest
 from harness.errors import FailureKind, HarnessError, Sign
 from harness.forensics import KernelLog, diagnose, diagnosed
 from harness.forensics.probes import Probes
-from harness.images import SilentProgress, build_module
+from harness.images import SilentProgress, build_module, cache_root
 from harness.link import (
     AgentDead,
     ChannelBroken,
@@ -28,6 +28,7 @@ from harness.link import (
     In,
     KernelHung,
     Nr,
+    OperationTimedOut,
     Out,
     RequestTimedOut,
 )
@@ -155,7 +156,8 @@ def test_a_kernel_that_sleeps_for_good(sick, hang):
 def test_one_processor_of_two_hangs(guest_image, hang):
     with _guests(guest_image, 2) as guest:
         hang_it(guest, hang, "1")
-        with contextlib.suppress(KernelHung):  # the other one may go on to answer
+        # The other one may go on to answer, if only pings: a worker may have to wait for the one that hangs.
+        with contextlib.suppress(KernelHung, OperationTimedOut):
             for _ in range(3):
                 guest.link.syscall(Nr.GETPID, timeout=CALL_SECONDS)
 
@@ -233,7 +235,8 @@ def test_an_idle_guest_is_no_hung_one(sick, idle):
 def test_the_log_in_memory_is_the_kernels(sick):
     sick.write_file("/dev/kmsg", b"<7>iobmd: below the console's level\n")
     log = KernelLog.of(sick)
-    assert log.lines()[-1].endswith("iobmd: below the console's level")
+    # The kernel may have said more since.
+    assert any(line.endswith("iobmd: below the console's level") for line in log.lines())
     assert any("Run /init as init process" in line for line in log.lines(1000))
     assert "below the console" not in sick.machine.console.text()
 
@@ -274,10 +277,22 @@ def _iobmd(*words, limit):
     )
 
 
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache with the same kernels and modules, and nobody else's snapshots."""
+    for entry in cache_root().iterdir():
+        if entry.name not in ("snapshots", "locks"):
+            (tmp_path / entry.name).symlink_to(entry)
+    monkeypatch.setenv("IOBMD_CACHE", str(tmp_path))
+    return tmp_path
+
+
 @pytest.mark.parametrize("files", [8, 13, 15, 18])
-def test_no_descriptors_left(files):
+def test_no_descriptors_left(files, cache):
     """Wherever it strikes, it is named, and a good snapshot is not thrown away for it."""
-    before = {path.name for path in (SnapshotStore.default().store.root / "snapshots").glob("*")}
+    assert _iobmd("check", "--group", "A01", limit=None).returncode == 0
+    before = {path.name for path in (cache / "snapshots").iterdir()}
+    assert before
 
     def limit():
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
@@ -286,7 +301,7 @@ def test_no_descriptors_left(files):
     assert done.returncode == K.HOST_EXHAUSTED.exit_code, done.stderr
     assert "descriptors" in done.stderr
     assert "Traceback" not in done.stderr
-    assert before <= {path.name for path in (SnapshotStore.default().store.root / "snapshots").glob("*")}
+    assert before <= {path.name for path in (cache / "snapshots").iterdir()}
 
 
 def test_a_terminated_check_leaves_nothing(tmp_path):
@@ -304,4 +319,8 @@ def test_a_terminated_check_leaves_nothing(tmp_path):
         time.sleep(0.01)
     process.terminate()
     assert process.wait(10) == 128 + signal.SIGTERM
-    assert list(tmp_path.iterdir()) == []
+    # The signal may have come before the folder belonged to anybody; then the heir removes it.
+    deadline = time.monotonic() + 1
+    while any(tmp_path.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
