@@ -9,8 +9,9 @@ given, and none raises what merely means "no".
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from harness.deadlines import stalled
 from harness.errors import BadInput, Probe, Sign
 from harness.forensics import vcpus
 from harness.forensics.kernel_log import KernelLog
@@ -79,7 +80,7 @@ class Probes:
 
         def ask() -> tuple[str, Sign]:
             try:
-                told = self.guest.machine.qmp.ask("query-status", timeout=seconds * self.scale)
+                told = self._status(seconds * self.scale)
             except QmpSilent:
                 return "silence", Sign.SILENCE
             except QmpFailure as error:
@@ -88,6 +89,17 @@ class Probes:
             return self.status, Sign.LIFE if told.get("running") else Sign.SILENCE
 
         return self._ask("QMP query-status", "Does QEMU run the guest?", ask)
+
+    def _status(self, wait: float) -> dict[str, Any]:
+        """Ask QEMU for its run state, once more where the host was out of breath the first time."""
+        since, qmp = time.monotonic(), self.guest.machine.qmp
+        try:
+            told: dict[str, Any] = qmp.ask("query-status", timeout=wait)
+        except QmpSilent:
+            if not stalled(since, wait):
+                raise
+            told = qmp.ask("query-status", timeout=wait)
+        return told
 
     def agent(self, seconds: float) -> Sign:
         """Whether the agent echoes.
