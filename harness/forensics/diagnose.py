@@ -39,7 +39,7 @@ _PROTOCOL_SECONDS: Final = 0.25
 _AGENT_SECONDS: Final = 0.2
 _PROCESSORS_SECONDS: Final = 0.3
 _SYSRQ_SECONDS: Final = 0.4
-_NMI_SECONDS: Final = 0.2
+_NMI_SECONDS: Final = 0.35
 _BEHIND_SECONDS: Final = 0.4
 #: A finding is good for others who wait for the same guest; a guest does not get well by itself that soon.
 _FRESH_SECONDS: Final = 2.0

@@ -33,6 +33,7 @@ _SYSRQ_KEY: Final = b"h"
 _SYSRQ_ANSWER: Final = r"(?i)sysrq ?: HELP"
 #: arch/x86/kernel/nmi.c: unknown_nmi_error, and what pci_serr_error and io_check_error say.
 _NMI_ANSWER: Final = r"NMI received|NMI: |NMI watchdog|Dazed and confused"
+_NMI_LOOK_SECONDS: Final = 0.05
 _NO_ADDRESS: Final = "is not known: the guest never answered, or its kernel has no such thing"
 
 
@@ -198,14 +199,20 @@ class Probes:
                 machine.qmp.ask("inject-nmi", timeout=wait)
             except QmpFailure as error:
                 return f"cannot be asked: {error.summary}", Sign.UNKNOWN
-            try:
-                machine.console.wait_for(_NMI_ANSWER, wait, since=mark)
-            except GuestSilent:
+            end = time.monotonic() + wait
+            while True:
+                since = time.monotonic()
+                try:
+                    machine.console.wait_for(_NMI_ANSWER, _NMI_LOOK_SECONDS, since=mark)
+                except GuestSilent:
+                    end += stalled(since, _NMI_LOOK_SECONDS)
+                else:
+                    return "yes, on the console", Sign.LIFE
                 # With interrupts off nothing said in an NMI reaches the console (printk_safe.c).
                 if self._said_of_nmi() - before:
                     return "yes, in the kernel's log in RAM", Sign.LIFE
-                return f"silence for {wait:.2g} s", Sign.SILENCE
-            return "yes, on the console", Sign.LIFE
+                if time.monotonic() >= end:
+                    return f"silence for {wait:.2g} s", Sign.SILENCE
 
         return self._ask("NMI", "Does the kernel take a non-maskable interrupt?", ask)
 
