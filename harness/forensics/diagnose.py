@@ -273,7 +273,10 @@ def _signs(probes: Probes) -> Signs:
     signs.agent = probes.agent(_AGENT_SECONDS)
     if signs.agent is Sign.LIFE:
         return signs
-    probes.processors(_PROCESSORS_SECONDS)
+    # What a protocol that answers has left of its time, the slower question may take: QEMU's own thread waits
+    # for a processor like others.
+    spare = _PROTOCOL_SECONDS if signs.protocol is Sign.LIFE else 0.0
+    probes.processors(_PROCESSORS_SECONDS + spare)
     signs.processors = tuple(activities(probes.looks).values())
     signs.prints = probes.console()
     signs.sysrq = probes.sysrq(_SYSRQ_SECONDS)
