@@ -208,13 +208,13 @@ def test_a_guest_does_not_outlive_its_link(victim):
         _watch(victim.machine, seconds=20)
 
 
-def test_children_nobody_waits_for_are_reaped(guest):
+def test_children_nobody_waits_for_are_reaped(victim):
     """Kernel threads aside, pid 1 is alone: the agent starts nothing by itself."""
-    guest.peer.kill()  # another test may have asked for it
+    victim.peer.kill()
     users = []
-    for pid in filter(str.isdigit, _list_dir(guest, "/proc")):
+    for pid in filter(str.isdigit, _list_dir(victim, "/proc")):
         with contextlib.suppress(GuestOSError):  # a thread of the kernel's that has ended since it was listed
-            users += [pid] if guest.read_file(f"/proc/{pid}/cmdline") else []
+            users += [pid] if victim.read_file(f"/proc/{pid}/cmdline") else []
     assert users == ["1"]
 
 
