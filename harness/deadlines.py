@@ -7,6 +7,7 @@ way round a hang is told minutes late.  What a guest needs is measured by what e
 
 import math
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ _MOST: Final = 20.0
 #: Others who wait for the same processors make everything longer, up to this much: beyond, it is thrashing.
 _CROWD_MOST: Final = 3.0
 SCALE_MAX: Final = 1000.0
+#: A process that sleeps comes before those that compute: on a host that is merely busy it wakes up sooner.
+_STALL_SECONDS: Final = 0.05
 
 # How many times slower a checker makes a kernel, roughly and rather too much: Documentation/dev-tools of the
 # kernel's tree gives three for KASAN and five for KCSAN; lockdep's share was seen at boots.
@@ -134,6 +137,23 @@ class Deadlines:
     @property
     def _guest(self) -> float:
         return self.slowness * self.scale
+
+
+def stalled(since: float, meant: float) -> float:
+    """Return how long this host held everything still while this process waited; to be added to a deadline.
+
+    A hypervisor that has no processor for us, or a control group that has used up its quota, holds QEMU still
+    as well: that its guest has said nothing in the meantime means nothing.
+
+    Args:
+        since: `time.monotonic` before a wait in which nothing came.
+        meant: seconds it was to take; short ones, so that a moment in the middle of it shows.
+
+    Returns:
+        Seconds beyond those; 0 where a scheduler alone may have been late by as much.
+    """
+    late = time.monotonic() - since - meant
+    return late if late > _STALL_SECONDS else 0.0
 
 
 def crowd_now() -> float:

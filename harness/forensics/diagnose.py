@@ -40,7 +40,7 @@ _AGENT_SECONDS: Final = 0.2
 _PROCESSORS_SECONDS: Final = 0.3
 _PROCESSORS_AGAIN_SECONDS: Final = 0.4
 _SYSRQ_SECONDS: Final = 0.4
-_NMI_SECONDS: Final = 0.2
+_NMI_SECONDS: Final = 0.35
 _BEHIND_SECONDS: Final = 0.4
 #: A finding is good for others who wait for the same guest; a guest does not get well by itself that soon.
 _FRESH_SECONDS: Final = 2.0
@@ -274,7 +274,10 @@ def _signs(probes: Probes) -> Signs:
     signs.agent = probes.agent(_AGENT_SECONDS)
     if signs.agent is Sign.LIFE:
         return signs
-    probes.processors(_PROCESSORS_SECONDS)
+    # What a protocol that answers has left of its time, the slower question may take: QEMU's own thread waits
+    # for a processor like others.
+    spare = _PROTOCOL_SECONDS if signs.protocol is Sign.LIFE else 0.0
+    probes.processors(_PROCESSORS_SECONDS + spare)
     signs.processors = tuple(activities(probes.looks).values())
     signs.prints = probes.console()
     signs.sysrq = probes.sysrq(_SYSRQ_SECONDS)

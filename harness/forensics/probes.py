@@ -9,8 +9,9 @@ given, and none raises what merely means "no".
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from harness.deadlines import stalled
 from harness.errors import BadInput, Probe, Sign
 from harness.forensics import vcpus
 from harness.forensics.kernel_log import KernelLog
@@ -32,6 +33,7 @@ _SYSRQ_KEY: Final = b"h"
 _SYSRQ_ANSWER: Final = r"(?i)sysrq ?: HELP"
 #: arch/x86/kernel/nmi.c: unknown_nmi_error, and what pci_serr_error and io_check_error say.
 _NMI_ANSWER: Final = r"NMI received|NMI: |NMI watchdog|Dazed and confused"
+_NMI_LOOK_SECONDS: Final = 0.05
 _NO_ADDRESS: Final = "is not known: the guest never answered, or its kernel has no such thing"
 
 
@@ -79,7 +81,7 @@ class Probes:
 
         def ask() -> tuple[str, Sign]:
             try:
-                told = self.guest.machine.qmp.ask("query-status", timeout=seconds * self.scale)
+                told = self._status(seconds * self.scale)
             except QmpSilent:
                 return "silence", Sign.SILENCE
             except QmpFailure as error:
@@ -88,6 +90,17 @@ class Probes:
             return self.status, Sign.LIFE if told.get("running") else Sign.SILENCE
 
         return self._ask("QMP query-status", "Does QEMU run the guest?", ask)
+
+    def _status(self, wait: float) -> dict[str, Any]:
+        """Ask QEMU for its run state, once more where the host was out of breath the first time."""
+        since, qmp = time.monotonic(), self.guest.machine.qmp
+        try:
+            told: dict[str, Any] = qmp.ask("query-status", timeout=wait)
+        except QmpSilent:
+            if not stalled(since, wait):
+                raise
+            told = qmp.ask("query-status", timeout=wait)
+        return told
 
     def agent(self, seconds: float) -> Sign:
         """Whether the agent echoes.
@@ -186,14 +199,20 @@ class Probes:
                 machine.qmp.ask("inject-nmi", timeout=wait)
             except QmpFailure as error:
                 return f"cannot be asked: {error.summary}", Sign.UNKNOWN
-            try:
-                machine.console.wait_for(_NMI_ANSWER, wait, since=mark)
-            except GuestSilent:
+            end = time.monotonic() + wait
+            while True:
+                since = time.monotonic()
+                try:
+                    machine.console.wait_for(_NMI_ANSWER, _NMI_LOOK_SECONDS, since=mark)
+                except GuestSilent:
+                    end += stalled(since, _NMI_LOOK_SECONDS)
+                else:
+                    return "yes, on the console", Sign.LIFE
                 # With interrupts off nothing said in an NMI reaches the console (printk_safe.c).
                 if self._said_of_nmi() - before:
                     return "yes, in the kernel's log in RAM", Sign.LIFE
-                return f"silence for {wait:.2g} s", Sign.SILENCE
-            return "yes, on the console", Sign.LIFE
+                if time.monotonic() >= end:
+                    return f"silence for {wait:.2g} s", Sign.SILENCE
 
         return self._ask("NMI", "Does the kernel take a non-maskable interrupt?", ask)
 

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from harness.deadlines import stalled
 from harness.link.errors import ChannelBroken
 from harness.link.frames import Decoder, Frame, Protocol
 
@@ -183,29 +184,39 @@ class Channel:
                     if left <= 0:
                         return
                     if not self._pumping:
-                        self._pump(flight, deadline, pause)
+                        deadline = self._pump(flight, deadline, pause)
                     elif flight.unsent:
                         self._help_writing(left)
                     else:
-                        self._sleeping += 1
-                        try:
-                            self._turn.wait(min(left, _CHECK_SECONDS) if pause else left)
-                        finally:
-                            self._sleeping -= 1
+                        deadline += self._sleep(min(left, _CHECK_SECONDS) if pause else left)
                         if pause:
                             pause()
             finally:
                 if not flight.settled and pause is None:
                     self._forget(flight)
 
-    def _pump(self, flight: Flight, deadline: float, pause: Callable[[], None] | None) -> None:
-        """Move bytes for everybody until ``flight`` is settled.  Lock held, but not while waiting."""
+    def _sleep(self, seconds: float) -> float:
+        """Wait for the thread that pumps; how long the host stood still meanwhile.  Lock held."""
+        since = time.monotonic()
+        self._sleeping += 1
+        try:
+            self._turn.wait(seconds)
+        finally:
+            self._sleeping -= 1
+        return stalled(since, seconds)
+
+    def _pump(self, flight: Flight, deadline: float, pause: Callable[[], None] | None) -> float:
+        """Move bytes for everybody until ``flight`` is settled.  Lock held, but not while waiting.
+
+        Returns:
+            The deadline, later by as long as the host stood still.
+        """
         self._pumping = True
         try:
             while not flight.settled and not self._closed:
                 now = time.monotonic()
                 if now >= deadline:
-                    return
+                    break
                 self._lock.release()
                 try:
                     if pause:
@@ -213,16 +224,20 @@ class Channel:
                     if now - self._checked >= _CHECK_SECONDS:
                         self._check()
                         self._checked = now
-                    data = self._receive(min(deadline - now, _CHECK_SECONDS))
+                    since, seconds = time.monotonic(), min(deadline - now, _CHECK_SECONDS)
+                    data = self._receive(seconds)
                 finally:
                     self._lock.acquire()
                 self._flush()
                 if data:
                     self._decoder.feed(data)
                     self._file()
+                else:
+                    deadline += stalled(since, seconds)
         finally:
             self._pumping = False
             self._wake()
+        return deadline
 
     def _receive(self, seconds: float) -> memoryview | None:
         """Wait for something to read or for room to write; what was read, valid until the next call."""

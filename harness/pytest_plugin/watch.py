@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 ALIVE_SECONDS: Final = 10.0
 """An idle guest answers in a fraction of a millisecond, one on a host out of breath in some hundred."""
 
-#: A mark is in the log when the guest's answer is there, if its console shows marks at all.
-_ARRIVAL_SECONDS: Final = 0.3
-#: A report that is still being printed has no pause as long as this, and ends within the second.
-_QUIET_SECONDS: Final = 0.05
+#: A mark is in the log when the guest's answer is there, if its console shows marks at all.  Only the thread
+#: that reads the console may be late; a guest whose console shows none costs this once in its life.
+_ARRIVAL_SECONDS: Final = 2.0
+#: A report that is still being printed has no pause as long as this, on a host that has more to do as well,
+#: and ends within the second.
+_QUIET_SECONDS: Final = 0.15
 _REPORT_SECONDS: Final = 1.0
 #: Of what a guest that floods its console says beyond this, only both ends are looked at.
 _SEARCHED_MAX: Final = 16 << 20

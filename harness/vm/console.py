@@ -15,6 +15,7 @@ from typing import Final, NoReturn
 from pexpect import EOF
 from pexpect.fdpexpect import fdspawn
 
+from harness.deadlines import stalled
 from harness.errors import HostExhausted
 from harness.vm.complaints import Complaint, ConsoleEvent, classify
 from harness.vm.errors import GuestPanicked, GuestSilent, MachineFailure, Scene
@@ -34,6 +35,8 @@ _AFTERGLOW_MAX: Final = 4 << 20
 #: After a panic the kernel prints its trace and, with panic=-1, resets: time for someone who waits for that.
 _PANIC_GRACE: Final = 2.0
 _SEND_SECONDS: Final = 5.0
+#: Nothing happens that often; a host that stands still shows by it.
+_LOOK_SECONDS: Final = 0.1
 
 #: Terminal control: CSI, OSC and two-character escapes (firmware sends them), and what moves the cursor.
 _CONTROL: Final = re.compile(
@@ -194,7 +197,9 @@ class Console:
             with self._lock:
                 if self._size == size and not self._ended:
                     limit = panic_seen + _PANIC_GRACE if panic_seen else end
-                    self._lock.wait(max(0.0, min(end, limit) - now))
+                    seconds = max(0.0, min(end, limit, now + _LOOK_SECONDS) - now)
+                    self._lock.wait(seconds)
+                    end += stalled(now, seconds)
 
     def wait_output(self, timeout: float, *, since: int = 0) -> bool:
         """Whether at least one byte came after byte ``since``; waits at most ``timeout`` seconds for it."""

@@ -115,15 +115,15 @@ def peer_stopped(stage: Stage) -> None:
             peer.link.ping(timeout=DEADLINE)
 
 
-@fault("agent", "the second process takes all memory", FailureKind.GUEST_FAILED, 20.0)
+@fault("agent", "the second process takes all memory", FailureKind.GUEST_FAILED, 10.0)
 def peer_takes_all_memory(stage: Stage) -> None:
-    """The kernel kills it for that; init is spared.  The limit is for filling the memory."""
+    """The kernel kills it for that; init is spared.  The limit is for giving the memory back, after that."""
     with stage.guest() as guest:
         peer, size = guest.peer, guest.options.memory_mib << 20
         guest.write_file("/proc/sys/vm/overcommit_memory", b"1")
         flags = _PRIVATE_ANONYMOUS | _POPULATE
-        with stage.injection():
-            peer.link.syscall(Nr.MMAP, 0, size, _PROT_RW, flags, (1 << 64) - 1, 0, timeout=30.0)
+        with stage.after(guest, "Out of memory: Killed process"), stage.injection():
+            peer.link.syscall(Nr.MMAP, 0, size, _PROT_RW, flags, (1 << 64) - 1, 0, timeout=120.0)
             peer.link.ping(timeout=30.0)
 
 

@@ -2,20 +2,16 @@
 """Faults that keep a guest from becoming one."""
 
 import struct
-import threading
-import time
 from dataclasses import replace
 
-from fault_table import DEADLINE, HANG_SECONDS, PANIC_SECONDS
-from stage import Stage, fault
+from fault_table import DEADLINE, HANG_SECONDS, PANIC_SECONDS, waiting_aside
+from stage import Listener, Stage, fault
 
 from harness.errors import FailureKind
 from harness.images import GuestImage, cpio
 from harness.images.guest import guest_nodes
-from harness.link import Guest
 from harness.options import make_guest
 
-_LOOK_SECONDS = 0.002
 _PANICKED = FailureKind.KERNEL_PANICKED
 
 
@@ -48,48 +44,24 @@ def module_missing(stage: Stage) -> None:
 @fault("boot", "an init that loops", FailureKind.AGENT_DEAD, HANG_SECONDS)
 def init_that_loops(stage: Stage) -> None:
     """The deadline is the boot's, and longer than the boot; the time counts from one second before it."""
-    seconds = 6.0
+    with make_guest(replace(stage.shop.options, snapshot=False), stage.shop.image) as guest:
+        seconds = 2.0 + 3 * guest.boot_seconds  # as it goes on this host now
     _boot(stage, _with_init(stage, b"\xeb\xfe"), seconds=seconds)  # jmp to itself
     stage.seconds -= seconds - DEADLINE
 
 
 def _boot(
-    stage: Stage, image: GuestImage, *cmdline: str, seconds: float = 30.0, says: str = "Kernel panic"
+    stage: Stage, image: GuestImage, *cmdline: str, seconds: float = 120.0, says: str = "Kernel panic"
 ) -> None:
     """Boot what cannot become a guest; where it says what is wrong, the time counts from that."""
     guest = make_guest(replace(stage.shop.options, snapshot=False), image)
     guest.options = replace(guest.options, cmdline=cmdline, boot_timeout=seconds)
-    with _Listener(guest, says) as listener:
+    with Listener(guest, says) as listener:
         with stage.injection(), guest:
             pass
-        end = time.monotonic()
+        end = waiting_aside()
     if listener.heard:
-        stage.seconds = end - listener.heard
-
-
-class _Listener:
-    """Looks at the console, beside the harness, for the moment the guest says something."""
-
-    def __init__(self, guest: Guest, says: str) -> None:
-        self._guest = guest
-        self._says = says
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._listen)
-        self.heard = 0.0
-
-    def __enter__(self) -> "_Listener":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _listen(self) -> None:
-        while not self.heard and not self._over.wait(_LOOK_SECONDS):
-            machine = getattr(self._guest, "machine", None)
-            if machine is not None and self._says in machine.console.text():
-                self.heard = time.monotonic()
+        stage.seconds = max(0.0, end - listener.heard)
 
 
 def _with_init(stage: Stage, code: bytes) -> GuestImage:

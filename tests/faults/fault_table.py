@@ -57,7 +57,7 @@ class Row:
         injected: likewise.
         expected: the word of the kind, or `NOTHING`.
         named: what it was called.
-        seconds: from the injection until it was called that.
+        seconds: from the injection until it was called that, see `waiting_aside`.
         limit: what they may be.
         left: what was left over, one line each.
         said: the report's first line, and what was observed.
@@ -104,18 +104,33 @@ class Report:
     @contextlib.contextmanager
     def injection(self) -> Iterator[None]:
         """Take the time of the block, and the name of the failure that ends it."""
-        since = time.monotonic()
+        since = waiting_aside()
         try:
             yield
         except HarnessError as error:
             self.call(error.kind, f"{error.summary}; {error.observed}" if error.observed else error.summary)
         finally:
-            self.seconds = time.monotonic() - since
+            self.seconds = waiting_aside() - since
 
     def call(self, kind: FailureKind | None, said: str = "", seconds: float | None = None) -> None:
         """Note what the failure was called; for who finds it out by other means than an exception."""
         self.named, self.said = kind, said
         self.seconds = self.seconds if seconds is None else seconds
+
+
+def waiting_aside(pid: int | str = "self") -> float:
+    """Return the time of a clock that stands still while a process waits for a processor.
+
+    What is promised is how long the harness takes.  That others compute on the same host is none of it.
+
+    Args:
+        pid: of the process whose first thread counts (proc(5), schedstat); it may have ended, unless reaped.
+    """
+    try:
+        _, queued, *_ = Path(f"/proc/{pid}/schedstat").read_text().split()
+    except (OSError, ValueError):  # a kernel that does not count
+        queued = "0"
+    return time.monotonic() - int(queued) / 1e9
 
 
 def carry_out(fault: Fault, stage: Report, leftovers: Callable[[], Sequence[str]], scale: float = 1.0) -> Row:

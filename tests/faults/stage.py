@@ -6,15 +6,17 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fault_table import DEADLINE, Fault, Report
+from fault_table import DEADLINE, Fault, Report, waiting_aside
 
 from harness.errors import FailureKind
 from harness.images import GuestImage, SilentProgress, build_module, cache_root
@@ -24,7 +26,9 @@ from harness.options import MachineOptions, make_guest
 INJECTOR = Path(__file__).parent / "injector"
 DEVICE = "/dev/iobmd-faults"
 IOC_PANIC = 0x6601  # _IO('f', 1) of the injector
-_PROGRAM_SECONDS = 60.0
+_PROGRAM_SECONDS = 240.0
+"""For what is judged by its own limit, or by none: a program that has not ended by then never will."""
+_LOOK_SECONDS = 0.002
 _SIGNALLED = (128 + signal.SIGTERM, 128 + signal.SIGHUP)
 _SAID = re.compile(r"^iobmd: (.*)$", re.MULTILINE)
 
@@ -95,14 +99,23 @@ class Stage(Report):
             Nr.WRITE, fd, In(word.encode()), len(word), timeout=seconds, what=f"fault {word}"
         ).value
 
-    def break_by(self, word: str, seconds: float = DEADLINE, **options: object) -> None:
-        """The whole of a fault that one word to the injector makes."""
+    def break_by(self, word: str, seconds: float = DEADLINE, says: str = "", **options: object) -> None:
+        """The whole of a fault that one word to the injector makes; *says*: see `after`."""
         with self.guest(**options) as guest:
             fd = guest.open(DEVICE, os.O_RDWR)
-            with self.injection():
+            with self.after(guest, says) if says else contextlib.nullcontext(), self.injection():
                 told = (Nr.WRITE, fd, In(word.encode()), len(word))
                 guest.link.syscall(*told, timeout=seconds, what=f"fault {word}")
                 guest.link.ping(timeout=seconds)
+
+    @contextlib.contextmanager
+    def after(self, guest: Guest, says: str) -> Iterator[None]:
+        """Let the time of the injection in the block count from the moment the guest says something."""
+        with Listener(guest, says) as listener:
+            yield
+            end = waiting_aside()
+        assert listener.heard, f"the guest has not said {says!r}"
+        self.seconds = max(0.0, end - listener.heard)
 
     def private_cache(self) -> Path:
         """Make a cache with this session's kernels and modules in it, and without its snapshots."""
@@ -161,8 +174,7 @@ class Stage(Report):
                 stderr=out,
                 env=env,
                 cwd=self.folder,
-                # A session under nohup would hand its deafness on.
-                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # noqa: PLW1509
+                preexec_fn=_listen,  # noqa: PLW1509
             )
 
     def finish(
@@ -179,21 +191,73 @@ class Stage(Report):
         Args:
             program: from `start`.
             expected: preferred where several kinds share an exit code.
-            since: when the time began; now if None.
+            since: when the time began, by the program's `waiting_aside`; now if None.
             seconds: what it may take.
             name: as for `start`.
         """
-        since = time.monotonic() if since is None else since
-        try:
-            code = program.wait(seconds)
-        finally:
-            program.kill()
-            program.wait()
-        took = time.monotonic() - since
+        since = waiting_aside(program.pid) if since is None else since
+        took = ended(program, seconds) - since
+        code = program.returncode
         told = (self.folder / name).read_text(errors="replace")
         said = _SAID.findall(told) or told.strip().splitlines()[-1:] or [""]
         self.call(kind_of(code, expected), said[-1], took)
         return told
+
+
+def _listen() -> None:
+    """A session under nohup, or a background job of a shell's, would hand its deafness on."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+class Listener:
+    """Looks at the console, beside the harness, for the moment the guest says something.
+
+    Args:
+        guest: it may have no machine yet.
+        says: what to look for.
+
+    Attributes:
+        heard: when that was, by `waiting_aside`; 0 before.
+    """
+
+    def __init__(self, guest: Guest, says: str) -> None:
+        self._guest = guest
+        self._says = says
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._listen)
+        self.heard = 0.0
+
+    def __enter__(self) -> Listener:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _listen(self) -> None:
+        over = False
+        while not self.heard and not over:
+            over = self._over.wait(_LOOK_SECONDS)  # and one more look
+            machine = getattr(self._guest, "machine", None)
+            if machine is not None and self._says in machine.console.text():
+                self.heard = waiting_aside()
+
+
+def ended(program: subprocess.Popen[bytes], seconds: float) -> float:
+    """Wait for a program's end, or kill it; return when it ended, by its `waiting_aside`."""
+    end = os.pidfd_open(program.pid)
+    try:
+        came, _, _ = select.select([end], [], [], seconds)
+        now = waiting_aside(program.pid)
+    finally:
+        os.close(end)
+        program.kill()
+        program.wait()
+    if not came:
+        raise subprocess.TimeoutExpired(program.args, seconds)
+    return now
 
 
 def kind_of(code: int, expected: FailureKind | None = None) -> FailureKind | None:

@@ -38,7 +38,7 @@ _DOORS = {
     "pytest": ["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_session.py"],
     "iobmd": ["-m", "harness", "check", "--group", "C"],
 }
-_END_SECONDS = 60.0
+_END_SECONDS = 240.0
 _ORDERLY_SECONDS = 10.0
 """For who is asked to end, and has guests to end first."""
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from harness.deadlines import REFERENCE_BOOT, Deadlines, checkers_of, crowd_now
+from harness.deadlines import REFERENCE_BOOT, Deadlines, checkers_of, crowd_now, stalled
 from harness.errors import BadInput
 
 
@@ -62,3 +62,9 @@ def test_a_debug_kernel_is_expected_to_be_slow(tmp_path):
     assert "CONFIG_KASAN" in slow.why
     assert Deadlines.expected("kvm").slowness == 0.5
     assert Deadlines.expected("tcg", tmp_path / "none").slowness == 1
+
+
+@pytest.mark.parametrize(("meant", "found"), [(0.05, 0.25), (0.28, 0), (5, 0)])
+def test_a_wait_that_took_much_too_long_tells_of_a_host_that_stood_still(monkeypatch, meant, found):
+    monkeypatch.setattr("harness.deadlines.time.monotonic", lambda: 10.3)
+    assert stalled(10.0, meant) == pytest.approx(found)

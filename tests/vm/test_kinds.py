@@ -19,7 +19,7 @@ import pytest
 from harness.errors import FailureKind, HarnessError, Sign
 from harness.forensics import KernelLog, diagnose, diagnosed
 from harness.forensics.probes import Probes
-from harness.images import SilentProgress, build_module
+from harness.images import SilentProgress, build_module, cache_root
 from harness.link import (
     AgentDead,
     ChannelBroken,
@@ -28,6 +28,7 @@ from harness.link import (
     In,
     KernelHung,
     Nr,
+    OperationTimedOut,
     Out,
     RequestTimedOut,
 )
@@ -155,7 +156,8 @@ def test_a_kernel_that_sleeps_for_good(sick, hang):
 def test_one_processor_of_two_hangs(guest_image, hang):
     with _guests(guest_image, 2) as guest:
         hang_it(guest, hang, "1")
-        with contextlib.suppress(KernelHung):  # the other one may go on to answer
+        # The other one may go on to answer, if only pings: a worker may have to wait for the one that hangs.
+        with contextlib.suppress(KernelHung, OperationTimedOut):
             for _ in range(3):
                 guest.link.syscall(Nr.GETPID, timeout=CALL_SECONDS)
 
@@ -233,7 +235,8 @@ def test_an_idle_guest_is_no_hung_one(sick, idle):
 def test_the_log_in_memory_is_the_kernels(sick):
     sick.write_file("/dev/kmsg", b"<7>iobmd: below the console's level\n")
     log = KernelLog.of(sick)
-    assert log.lines()[-1].endswith("iobmd: below the console's level")
+    # The kernel may have said more since.
+    assert any(line.endswith("iobmd: below the console's level") for line in log.lines())
     assert any("Run /init as init process" in line for line in log.lines(1000))
     assert "below the console" not in sick.machine.console.text()
 
@@ -263,7 +266,7 @@ def test_a_kernel_that_does_not_get_to_its_agent(guest_image):
     assert caught.value.kind in (K.GUEST_FAILED, K.KERNEL_HUNG, K.AGENT_DEAD)
 
 
-def _iobmd(*words, limit):
+def _iobmd(*words, limit=None):
     return subprocess.run(
         [sys.executable, "-m", "harness", *words],
         check=False,
@@ -274,10 +277,24 @@ def _iobmd(*words, limit):
     )
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache with the same kernels and modules, and one snapshot, which is nobody else's."""
+    folder = tmp_path_factory.mktemp("cache")
+    for entry in cache_root().iterdir():
+        if entry.name not in ("snapshots", "locks"):
+            (folder / entry.name).symlink_to(entry)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IOBMD_CACHE", str(folder))
+        assert _iobmd("check", "--group", "A01").returncode == 0
+    return folder
+
+
 @pytest.mark.parametrize("files", [8, 13, 15, 18])
-def test_no_descriptors_left(files):
+def test_no_descriptors_left(files, cache, monkeypatch):
     """Wherever it strikes, it is named, and a good snapshot is not thrown away for it."""
-    before = {path.name for path in (SnapshotStore.default().store.root / "snapshots").glob("*")}
+    monkeypatch.setenv("IOBMD_CACHE", str(cache))
+    (before,) = (cache / "snapshots").iterdir()
 
     def limit():
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
@@ -286,7 +303,7 @@ def test_no_descriptors_left(files):
     assert done.returncode == K.HOST_EXHAUSTED.exit_code, done.stderr
     assert "descriptors" in done.stderr
     assert "Traceback" not in done.stderr
-    assert before <= {path.name for path in (SnapshotStore.default().store.root / "snapshots").glob("*")}
+    assert [*(cache / "snapshots").iterdir()] == [before]
 
 
 def test_a_terminated_check_leaves_nothing(tmp_path):
@@ -304,4 +321,8 @@ def test_a_terminated_check_leaves_nothing(tmp_path):
         time.sleep(0.01)
     process.terminate()
     assert process.wait(10) == 128 + signal.SIGTERM
-    assert list(tmp_path.iterdir()) == []
+    # The signal may have come before the folder belonged to anybody; then the heir removes it.
+    deadline = time.monotonic() + 1
+    while any(tmp_path.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

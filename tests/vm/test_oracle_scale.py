@@ -120,6 +120,7 @@ def test_looks_that_follow_each_other_forget_nothing_and_invent_nothing(guest, m
     guest.write_file("/tmp/filler", b"")
 
 
+@pytest.mark.usefixtures("rewinds_at_any_age")
 def test_a_restored_machine_is_looked_at_anew(guest, guest_image, tmp_path):
     """In the same QEMU and in another one: other RAM, other contents, the same oracle."""
     with Guest(guest_image, guest.options, SnapshotStore(Store(tmp_path), SilentProgress())) as other:

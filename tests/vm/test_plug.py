@@ -18,6 +18,8 @@ from harness.vm import QmpRefused, SnapshotStore
 NVME = "nvme,serial=one"
 CLASS_NVME = b"0x010802"
 
+pytestmark = pytest.mark.usefixtures("rewinds_at_any_age")
+
 
 @pytest.fixture(scope="module", params=["usual", "pc", "two-cpus"])
 def options(request) -> GuestOptions:

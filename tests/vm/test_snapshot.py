@@ -22,6 +22,8 @@ from harness.vm import GuestPanicked, SnapshotStore, SnapshotUnusable
 
 WC = kIODirectionInOut | kIOMapWriteCombineCache
 
+pytestmark = pytest.mark.usefixtures("rewinds_at_any_age")
+
 
 class Notes(SilentProgress):
     def __init__(self) -> None:

@@ -195,26 +195,40 @@ def test_twenty_sessions_one_after_the_other(ssh):
     assert ssh.run("ps | grep -c '[d]ropbear -i'").text in ("1", "2")  # this session's, and its child for ps
 
 
-def test_a_session_that_is_cut_does_not_poison_the_next(ssh):
-    for _ in range(5):
-        failures = []
+def wait_for_file(guest, path):
+    """Until a command has made it, which is how it says that it runs."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            guest.read_file(path)
+        except GuestOSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        else:
+            return
 
-        def flood(failures=failures):
+
+def test_a_session_that_is_cut_does_not_poison_the_next(ssh, guest):
+    for turn in range(5):
+        failures, mark = [], f"/tmp/floods.{turn}"
+
+        def flood(failures=failures, mark=mark):
             try:
-                ssh.run("cat /dev/zero", stdin=bytes(1 << 22), timeout=60)
+                ssh.run(f"touch {mark}; exec cat /dev/zero", stdin=bytes(1 << 22), timeout=60)
             except SshFailure as failure:
                 failures.append(failure)
 
         thread = threading.Thread(target=flood)
         before = ssh.transport
         thread.start()
-        time.sleep(0.15)
+        wait_for_file(guest, mark)
+        time.sleep(0.15)  # for some of the flood; how much makes no difference
         ssh.close()
         assert ssh.run("echo again").text == "again"
         thread.join(20)
         assert failures
         assert ssh.transport is not before
-    ssh.run("killall cat")
+    ssh.run("killall cat; rm /tmp/floods.*")
 
 
 def test_bytes_of_nobody_on_the_port(ssh, guest):
@@ -284,13 +298,14 @@ def test_a_restore_under_a_running_command_and_after_a_death(rewindable):
 
     def flood():
         try:
-            ssh.run("cat /dev/zero", timeout=60)
+            ssh.run("touch /tmp/floods; exec cat /dev/zero", timeout=60)
         except GuestFailure as failure:
             failures.append(failure)
 
     thread = threading.Thread(target=flood)
     thread.start()
-    time.sleep(0.2)
+    wait_for_file(rewindable, "/tmp/floods")
+    time.sleep(0.2)  # likewise
     rewindable.restore()
     assert ssh.run("ps | grep -c '[c]at'").text == "0"
     thread.join(20)

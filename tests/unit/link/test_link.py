@@ -15,6 +15,7 @@ import pytest
 
 from harness.deadlines import Deadlines
 from harness.errors import BadInput, GuestFailure
+from harness.link.channel import Channel
 from harness.link.errors import GuestBusy, OperationTimedOut, RequestTimedOut, UnknownOperation
 from harness.link.link import Link
 from harness.link.syscalls import In, Nr, Out
@@ -178,6 +179,23 @@ def test_a_stopped_agent_is_called_silent(link, agent, monkeypatch):
         agent.process.send_signal(signal.SIGCONT)
     assert caught.value.agent_answers is False
     assert link.ping(b"back") == b"back"
+
+
+def test_a_host_that_stands_still_is_no_silent_agent(link, agent, monkeypatch):
+    """As if neither this process nor the agent had been given a processor for half a second."""
+    agent.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, agent.process.pid, os.WSTOPPED)
+    receive, moments = Channel._receive, iter((0.5,))
+
+    def held(channel, seconds):
+        for moment in moments:
+            time.sleep(moment)
+            agent.process.send_signal(signal.SIGCONT)
+            return None
+        return receive(channel, seconds)
+
+    monkeypatch.setattr(Channel, "_receive", held)
+    assert link.answers(0.2)
 
 
 def test_an_outcome_can_be_asked_for_twice(link):

@@ -160,6 +160,21 @@ def test_silence_has_a_deadline_and_evidence(guest: Guest) -> None:
     assert "15 bytes of other output" in str(caught.value)
 
 
+def test_a_host_that_stands_still_is_no_silent_guest(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if neither this process nor the guest had been given a processor for half a second."""
+    wait, moments = guest.console._lock.wait, iter((0.5,))
+
+    def held(seconds: float) -> bool:
+        for moment in moments:
+            wait(moment)
+            threading.Timer(0.05, guest.says, [b"here I am\n"]).start()
+            return False
+        return wait(seconds)
+
+    monkeypatch.setattr(guest.console._lock, "wait", held)
+    assert guest.console.wait_for("here I am", 0.2)
+
+
 def test_a_panic_is_remembered_and_ends_waiting_early(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.vm.console._PANIC_GRACE", 0.1)  # the trace after it is not what is tested
     guest.says(b"[    1.000000] BUG: unable to handle page fault\r\n" + PANIC)
