@@ -57,7 +57,7 @@ class Rig:
         self.outside = Outside(self.guest, Oracle(self.machine), self._drain)
         self.after_wait = None
 
-    def _syscall(self, number, *args, what):
+    def _syscall(self, number, *_, what):
         """Other processors have gone on when the kernel has waited for them, not when the agent answers."""
         if number != MEMBARRIER:
             return
