@@ -30,6 +30,8 @@ _IFF_UP = 1
 _NETMASK = "255.255.255.0"
 _NOBODY = "0.0.0.0"  # noqa: S104 - INADDR_ANY, in a guest that reaches nobody
 _SECONDS = 10
+_LINK_SECONDS = 30
+"""For a link to come up, and a driver to notice, which takes some 3 s in a guest that nothing slows down."""
 _MIB = 1 << 20
 #: Payloads: nothing, one byte more than nothing, what fills a frame of 1500 bytes and what does not, and what
 #: takes several frames.
@@ -137,12 +139,14 @@ class Card:
         with self._socket(_DGRAM, 0, seconds=1) as fd:
             self._option(fd, _BROADCAST, struct.pack("<i", 1))
             self._call(_BIND, fd, In(_address(_NOBODY, _DHCP_CLIENT)), 16, what="bind")
-            for _ in range(_SECONDS):
+            for _ in range(_LINK_SECONDS):
                 self._send_to(fd, request, "255.255.255.255", _DHCP_SERVER)
                 answer = self._receive_from(fd)
                 if answer is not None and answer[4:8] == xid and answer[242:243] == bytes((_OFFER,)):
                     return socket.inet_ntoa(answer[16:20])
-        raise TrafficDiffers(f"DHCP on {self.name}: no answer in {_SECONDS} s", observed="nothing arrived")
+        raise TrafficDiffers(
+            f"DHCP on {self.name}: no answer in {_LINK_SECONDS} s", observed="nothing arrived"
+        )
 
     def ping(self, number: int, payload: bytes) -> int:
         """Send an echo and compare what comes back (RFC 792)."""
