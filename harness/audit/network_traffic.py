@@ -33,6 +33,7 @@ _SECONDS = 10
 _LINK_SECONDS = 30
 """For a link to come up, and a driver to notice, which takes some 3 s in a guest that nothing slows down."""
 _MIB = 1 << 20
+_AT_ONCE = 64 * 1024  # bytes the guest waits for with one call, and so for so many seconds
 #: Payloads: nothing, one byte more than nothing, what fills a frame of 1500 bytes and what does not, and what
 #: takes several frames.
 _PINGS = (0, 1, 17, 56, 511, 1000, 1471, 1472, 1473, 4096, 8001)
@@ -197,9 +198,16 @@ class Card:
 
     def fill(self, fd: int, memory: UserMemory, data: bytes) -> int:
         """Have the host send bytes into memory of the agent's, and return how many came."""
-        with _beside(self.wire, lambda: self.wire.sendall(data)):
-            call = (_RECVFROM, fd, memory.address, len(data), _WAITALL, 0, 0)
-            return self._call(*call, what="recv")
+        moved = 0
+        with _beside(self.wire, lambda: _send(self.wire, data)):
+            while moved < len(data):
+                wanted = min(_AT_ONCE, len(data) - moved)
+                call = (_RECVFROM, fd, memory.address + moved, wanted, _WAITALL, 0, 0)
+                got = self._call(*call, what="recv")
+                moved += got
+                if got < wanted:
+                    break
+        return moved
 
     @contextmanager
     def _socket(self, kind: int, protocol: int, *, seconds: int) -> Iterator[int]:
@@ -258,6 +266,13 @@ def _checksum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total ^ 0xFFFF
+
+
+def _send(wire: socket.socket, data: bytes) -> None:
+    """Send all of it, however slowly it goes: sendall() would count the time from the start."""
+    left = memoryview(data)
+    while left:
+        left = left[wire.send(left) :]
 
 
 @contextmanager
