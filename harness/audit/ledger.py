@@ -69,7 +69,7 @@ class Ledger:
 
     Records are read straight out of the guest's RAM, and what was read is given back to the ring there; the
     guest is asked only where the ring is, and how many calls its probes missed. x86 keeps the order of
-    stores, so a record whose sequence is right is whole.
+    stores, so a record whose sequence is right is whole from then on.
     """
 
     def __init__(
@@ -284,20 +284,23 @@ class Ledger:
         """Return the records from where reading stopped to the first that is not written yet."""
         if not 0 <= end - self._at <= self._capacity:
             raise BadInput("the ledger's ring is damaged", observed=f"{self._at} read, {end} written")
-        parts = [np.empty(0, self._decoder.dtype)]
+        slots: list[NDArray[np.uint8]] = []
         at = self._at
         while at < end:
             slot = at % self._capacity
             count = min(end - at, self._capacity - slot, self._per_block - slot % self._per_block)
-            parts.append(self._slots(slot, count))
+            slots.append(self._slots(slot, count))
             at += count
-        rows = np.concatenate(parts)
-        wanted = np.arange(self._at + 1, end + 1, dtype=np.uint64)
-        missing = np.flatnonzero(rows["sequence"] != wanted)
+        if not slots:
+            return np.empty(0, self._decoder.dtype)
+        # Before the copy, which may begin with the last record's end: what is written then is in it whole.
+        written = np.concatenate([one.view(self._decoder.dtype)["sequence"] for one in slots])
+        missing = np.flatnonzero(written != np.arange(self._at + 1, end + 1, dtype=np.uint64))
+        rows = np.concatenate(slots).view(self._decoder.dtype)
         return rows[: missing[0]] if len(missing) else rows
 
-    def _slots(self, slot: int, count: int) -> NDArray[Any]:
+    def _slots(self, slot: int, count: int) -> NDArray[np.uint8]:
+        """Return the bytes of records as the guest writes them, not a copy."""
         size = self._decoder.dtype.itemsize
         block, offset = divmod(slot, self._per_block)
-        data = self._guest.machine.ram.read(self._blocks[block] + offset * size, count * size)
-        return np.frombuffer(data, self._decoder.dtype)
+        return self._guest.machine.ram.array(self._blocks[block] + offset * size, count * size)

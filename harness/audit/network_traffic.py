@@ -30,7 +30,10 @@ _IFF_UP = 1
 _NETMASK = "255.255.255.0"
 _NOBODY = "0.0.0.0"  # noqa: S104 - INADDR_ANY, in a guest that reaches nobody
 _SECONDS = 10
+_LINK_SECONDS = 30
+"""For a link to come up, and a driver to notice, which takes some 3 s in a guest that nothing slows down."""
 _MIB = 1 << 20
+_AT_ONCE = 64 * 1024  # bytes the guest waits for with one call, and so for so many seconds
 #: Payloads: nothing, one byte more than nothing, what fills a frame of 1500 bytes and what does not, and what
 #: takes several frames.
 _PINGS = (0, 1, 17, 56, 511, 1000, 1471, 1472, 1473, 4096, 8001)
@@ -137,12 +140,14 @@ class Card:
         with self._socket(_DGRAM, 0, seconds=1) as fd:
             self._option(fd, _BROADCAST, struct.pack("<i", 1))
             self._call(_BIND, fd, In(_address(_NOBODY, _DHCP_CLIENT)), 16, what="bind")
-            for _ in range(_SECONDS):
+            for _ in range(_LINK_SECONDS):
                 self._send_to(fd, request, "255.255.255.255", _DHCP_SERVER)
                 answer = self._receive_from(fd)
                 if answer is not None and answer[4:8] == xid and answer[242:243] == bytes((_OFFER,)):
                     return socket.inet_ntoa(answer[16:20])
-        raise TrafficDiffers(f"DHCP on {self.name}: no answer in {_SECONDS} s", observed="nothing arrived")
+        raise TrafficDiffers(
+            f"DHCP on {self.name}: no answer in {_LINK_SECONDS} s", observed="nothing arrived"
+        )
 
     def ping(self, number: int, payload: bytes) -> int:
         """Send an echo and compare what comes back (RFC 792)."""
@@ -193,9 +198,16 @@ class Card:
 
     def fill(self, fd: int, memory: UserMemory, data: bytes) -> int:
         """Have the host send bytes into memory of the agent's, and return how many came."""
-        with _beside(self.wire, lambda: self.wire.sendall(data)):
-            call = (_RECVFROM, fd, memory.address, len(data), _WAITALL, 0, 0)
-            return self._call(*call, what="recv")
+        moved = 0
+        with _beside(self.wire, lambda: _send(self.wire, data)):
+            while moved < len(data):
+                wanted = min(_AT_ONCE, len(data) - moved)
+                call = (_RECVFROM, fd, memory.address + moved, wanted, _WAITALL, 0, 0)
+                got = self._call(*call, what="recv")
+                moved += got
+                if got < wanted:
+                    break
+        return moved
 
     @contextmanager
     def _socket(self, kind: int, protocol: int, *, seconds: int) -> Iterator[int]:
@@ -254,6 +266,13 @@ def _checksum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total ^ 0xFFFF
+
+
+def _send(wire: socket.socket, data: bytes) -> None:
+    """Send all of it, however slowly it goes: sendall() would count the time from the start."""
+    left = memoryview(data)
+    while left:
+        left = left[wire.send(left) :]
 
 
 @contextmanager

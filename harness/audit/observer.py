@@ -50,7 +50,8 @@ class Observations:
     def begin(self) -> None:
         """Remember how things are before the driver comes."""
         self._console = self._guest.machine.console.mark()
-        self._since = next(reversed(self.log(1)), "")
+        # The last one there is: the newest may be one that is just being written, and is not read then.
+        self._since = next(reversed(self.log(_LOG_LINES)), "")
         self.zeroing = _zeroing(self._guest)
         self._try(self._outside.begin)
 

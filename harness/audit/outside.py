@@ -7,7 +7,9 @@ unit and from RAM, in one stopped moment for all entries together.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
@@ -18,11 +20,14 @@ from harness.audit.live import Entry
 from harness.audit.places import Stretch, places_of
 from harness.audit.reach import Bus, Machinery
 from harness.audit.types import Types
-from harness.link import Guest
+from harness.link import Guest, GuestOSError, In, Nr
 from harness.oracle import NOWHERE, Oracle, PhysRange, View
 
 PAGE = 4096
 _LOOKS = 3
+_PAUSE = struct.pack("<qq", 0, 2_000_000)
+"""struct timespec: 2 ms of the guest's time."""
+_MEMBARRIER, _GLOBAL = 324, 1  # arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/linux/membarrier.h
 
 
 class Drain(Protocol):
@@ -48,7 +53,7 @@ class Outside:
         """Name what is looked at.
 
         Args:
-            guest: it runs. Its agent is only asked to answer between two looks, so that time passes in it.
+            guest: it runs. Its agent only waits for the others between two looks.
             oracle: the observer of its machine, if there is one already.
             drain: brings books up to date; None: the caller has done so, and the guest does nothing with DMA
                 meanwhile.
@@ -112,7 +117,7 @@ class Outside:
         found: dict[tuple[str, int, int], Violation] = {}
         for number in range(_LOOKS):
             if number:
-                self._guest.link.ping()
+                self._go_on()
             with self._oracle.frozen() as view:
                 if self._catch_up is not None:
                     self._catch_up()
@@ -123,6 +128,18 @@ class Outside:
             if not found:
                 break
         return list(found.values())
+
+    def _go_on(self) -> None:
+        """Let the guest go on until every processor has left what it was doing.
+
+        An answer of the agent's shows that of its own processor alone. A busy host may not have run another
+        one for an instant meanwhile: the kernel waits for each of them to switch tasks
+        (kernel/sched/membarrier.c). A task that was put aside in the middle of a call needs a processor
+        first, which the agent leaves to it.
+        """
+        self._guest.syscall(Nr.NANOSLEEP, In(_PAUSE), 0, what="wait for others")
+        with suppress(GuestOSError):  # CONFIG_MEMBARRIER=n, or nohz_full=
+            self._guest.syscall(_MEMBARRIER, _GLOBAL, 0, 0, what="wait for every processor")
 
     def _judged(self, view: View, book: Book) -> Iterator[Violation]:
         places = places_of(book)

@@ -91,8 +91,10 @@ def test_ctrl_c_tells_what_was_found_and_leaves_nothing(pytestconfig, tmp_path):
     mark = uuid.uuid4().hex
     long = tmp_path / "long.py"
     long.write_text(LONG)
+    # Whoever started the tests may ignore Ctrl-C, as background jobs of a shell do; that is inherited.
+    interruptible = ["env", "--default-signal=INT"]
     process = subprocess.Popen(
-        words(pytestconfig, str(HERE / "ends"), "--exercise", str(long)),
+        [*interruptible, *words(pytestconfig, str(HERE / "ends"), "--exercise", str(long))],
         cwd=tmp_path,
         env={**os.environ, "IOBMD_TEST_MARK": mark},
         stdout=subprocess.PIPE,
@@ -100,9 +102,12 @@ def test_ctrl_c_tells_what_was_found_and_leaves_nothing(pytestconfig, tmp_path):
         text=True,
     )
     with process:
-        assert any("the guest sleeps" in line for line in process.stderr)
-        process.send_signal(signal.SIGINT)
-        told, complaints = process.communicate(timeout=SECONDS)
+        try:
+            assert any("the guest sleeps" in line for line in process.stderr)
+            process.send_signal(signal.SIGINT)
+            told, complaints = process.communicate(timeout=SECONDS)
+        finally:
+            process.kill()
     assert process.returncode == 130, told + complaints
     assert "Audit of ends" in told
     assert "finding 1  free-size" in told

@@ -28,8 +28,8 @@ def number(guest, name):
 
 
 def until_done(guest, look=lambda: None):
-    """Wait until the storm is over, looking every now and then."""
-    deadline = time.monotonic() + guest.deadlines.operation * 20
+    """Wait until the storm is over, looking every now and then; how fast it is, is not what is tested."""
+    deadline = time.monotonic() + guest.deadlines.operation * 100
     while number(guest, "threads"):
         assert time.monotonic() < deadline, f"{number(guest, 'done')} mappings were made"
         look()
@@ -63,8 +63,8 @@ def test_a_million_mappings_without_loss(guest, ledger_build, streaming):
     assert (book.violations, len(book.mappings)) == ([], 0)
 
 
-def storm(guest, ko, mappings, look=lambda: None):
-    guest.load_module(ko, f"what=storm mappings={mappings}")
+def storm(guest, ko, mappings, look=lambda: None, meet=0):
+    guest.load_module(ko, f"what=storm mappings={mappings} meet={meet}")
     until_done(guest, look)
     guest.unload_module("streaming")
 
@@ -80,21 +80,25 @@ def test_what_a_slow_reader_loses_is_counted_exactly(pair, ledger_build, streami
         storm(pair, streaming, mappings)
         assert ledger.lost == around + 2 * CPUS * mappings - ring
         assert len(ledger.drain()) == ring
-    # And with a reader that stops when its own room is full.
+    # And with a reader that stops when its own room is full: as soon as there is anything to read.
     with Ledger(pair, ledger_build, records=ring) as ledger:
-        read = len(ledger.drain())
+        ledger.drain()
+        before = ledger.info()["consumed"]
         with ledger.keep_up(backlog=1):
+            storm(pair, streaming, 0)
+            deadline = time.monotonic() + pair.deadlines.operation
+            while ledger.info()["consumed"] == before:
+                assert time.monotonic() < deadline
             storm(pair, streaming, mappings)
-        events = ledger.drain()
-        read = len(events)
-        assert ring < read < 2 * CPUS * mappings
-        assert ledger.lost == around + 2 * CPUS * mappings - read
+        read = len(ledger.drain())
+        assert ring < read <= ring + around
+        assert ledger.lost == 2 * around + 2 * CPUS * mappings - read
 
 
 def test_two_cpus_at_once_keep_the_order(pair, ledger_build, streaming):
-    mappings, events = 10_000, []  # the ring has room for all of them
+    mappings, meet, events = 10_000, 500, []  # the ring has room for all of them
     with Ledger(pair, ledger_build) as ledger:
-        storm(pair, streaming, mappings, lambda: events.extend(ledger.drain()))
+        storm(pair, streaming, mappings, lambda: events.extend(ledger.drain()), meet)
         events.extend(ledger.drain())
         assert (ledger.lost, ledger.missed) == (0, 0)
     assert [event.number for event in events] == list(range(len(events)))
@@ -103,9 +107,11 @@ def test_two_cpus_at_once_keep_the_order(pair, ledger_build, streaming):
     book = Book()
     book.replay(events)
     assert (book.violations, len(book.mappings)) == ([], 0)
-    # Both were at it at the same time.
-    first = [next(e.number for e in events if e.kind is Kind.MAP_PAGE and e.cpu == cpu) for cpu in (0, 1)]
-    assert max(first) < len(events) - mappings
+    # Both were at it at the same time: none came to its next meeting without the other.
+    cpus = [event.cpu for event in events if event.kind is Kind.MAP_PAGE]
+    for meeting in range(1, mappings // meet):
+        both = Counter(cpus[: 2 * meet * meeting])
+        assert max(both.values()) - min(both.values()) <= meet
 
 
 def test_the_ledger_comes_and_goes_while_calls_are_made(guest, ledger_build, streaming):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Live memory judged from outside, on machines made of page tables whose truth is known."""
 
+import errno
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.audit import Book, Direction, Event, Flag, Kind, Outside, Piece
+from harness.link import GuestOSError
 from harness.oracle import Oracle
 
 PAGE, MIB, GIB = 4096, 1 << 20, 1 << 30
@@ -19,7 +21,7 @@ DIRECT, VMALLOC, USER = 0xFFFF_8880_0000_0000, 0xFFFF_C900_0000_0000, 0x7F00_000
 RW, PCD, PWT, US = 3, 1 << 4, 1 << 3, 1 << 2
 WC, UC_MINUS, UC, WT = PWT, PCD, PCD | PWT, 1 << 7 | PCD | PWT
 RAM = 64 * MIB
-DEV = 0x100
+DEV, MEMBARRIER = 0x100, 324
 TO, FROM, BOTH = Direction.TO_DEVICE, Direction.FROM_DEVICE, Direction.BIDIRECTIONAL
 ROOT, CONTEXT, TABLE, LAST = (RAM - (page + 1) * PAGE for page in range(4))
 EDU = "0000:00:02.0"
@@ -47,18 +49,23 @@ class Rig:
         self.machine = synthetic.Machine(self.ram, [synthetic.cpu_state(self.tables.root, **cpu)])
         self.machine.spec = SimpleNamespace(devices=devices, cmdline=cmdline)
         self.machine.qmp = SimpleNamespace(hmp=self._monitor)
-        self.enabled, self.pings = True, 0
-        self.guest = SimpleNamespace(machine=self.machine, link=SimpleNamespace(ping=self._ping))
+        self.enabled, self.waits, self.has_barriers = True, 0, True
+        self.guest = SimpleNamespace(machine=self.machine, syscall=self._syscall)
         self.book = Book()
         self.number = 0
         self.events: list[Event] = []
         self.outside = Outside(self.guest, Oracle(self.machine), self._drain)
-        self.after_ping = None
+        self.after_wait = None
 
-    def _ping(self):
-        self.pings += 1
-        if self.after_ping:
-            self.after_ping()
+    def _syscall(self, number, *_, what):
+        """Other processors have gone on when the kernel has waited for them, not when the agent answers."""
+        if number != MEMBARRIER:
+            return
+        if not self.has_barriers:
+            raise GuestOSError(errno.ENOSYS, what)
+        self.waits += 1
+        if self.after_wait:
+            self.after_wait()
 
     def _drain(self):
         found, self.events = self.events, []
@@ -491,9 +498,15 @@ def test_what_was_unmapped_wrongly_is_that_calls_fault(unit):
 def test_what_is_seen_once_only_was_on_its_way(rig):
     rig.buffer(pages=2)
     rig.tables.map(DIRECT + 8 * MIB, 8 * MIB, flags=RW | WC)
-    rig.after_ping = lambda: rig.typed(Kind.MEMORY_WC, pages=2, bits=WC)
+    rig.after_wait = lambda: rig.typed(Kind.MEMORY_WC, pages=2, bits=WC)
     assert rig.look() == []
-    assert rig.pings == 1
+    assert rig.waits == 1
+
+
+def test_a_kernel_without_barriers_is_looked_at_as_well(rig):
+    rig.has_barriers = False
+    made = rig.buffer(bus=9 * MIB)
+    assert rig.look() == [("not-where-claimed", made.number)]
 
 
 def test_what_is_new_in_a_second_look_is_not_told_by_it(rig):
@@ -503,7 +516,7 @@ def test_what_is_new_in_a_second_look_is_not_told_by_it(rig):
         rig.tables.map(VMALLOC, first.physical)
         rig.buffer(9 * MIB, virtual=VMALLOC + PAGE)
 
-    rig.after_ping = change
+    rig.after_wait = change
     assert rig.look() == []
 
 

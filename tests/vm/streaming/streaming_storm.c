@@ -16,6 +16,11 @@ static unsigned long mappings = 1000;
 module_param(mappings, ulong, 0400);
 MODULE_PARM_DESC(mappings, "how many each CPU makes");
 
+static unsigned long meet;
+module_param(meet, ulong, 0400);
+MODULE_PARM_DESC(meet,
+		 "after how many all CPUs wait for each other, 0 for never");
+
 static unsigned long done;
 module_param(done, ulong, 0400);
 MODULE_PARM_DESC(done, "how many have been made by all that have ended");
@@ -31,6 +36,17 @@ MODULE_PARM_DESC(threads, "that have not ended");
 static struct task_struct *tasks[NR_CPUS];
 static struct device *owner;
 static DEFINE_SPINLOCK(counting);
+static atomic_long_t arrived = ATOMIC_LONG_INIT(0);
+
+/* So that all are at it at the same time, however the host runs them. */
+static void meet_others(unsigned long meeting)
+{
+	long wanted = (meeting + 1) * num_online_cpus();
+
+	atomic_long_inc(&arrived);
+	while (atomic_long_read(&arrived) < wanted && !kthread_should_stop())
+		cond_resched_tasks_rcu_qs();
+}
 
 static unsigned long map_all(void)
 {
@@ -39,9 +55,11 @@ static unsigned long map_all(void)
 
 	for (i = 0; memory && i < mappings && !kthread_should_stop(); i++) {
 		size_t size = 1 + i % PAGE_SIZE;
-		dma_addr_t bus =
-			dma_map_single(owner, memory, size, DMA_TO_DEVICE);
+		dma_addr_t bus;
 
+		if (meet && i % meet == 0)
+			meet_others(i / meet);
+		bus = dma_map_single(owner, memory, size, DMA_TO_DEVICE);
 		if (dma_mapping_error(owner, bus))
 			break;
 		dma_unmap_single(owner, bus, size, DMA_TO_DEVICE);
