@@ -167,7 +167,7 @@ class Ledger:
     def stale(self) -> int:
         """Breakpoints that CPUs met after the kernel had taken them away, seen from outside; none did harm.
 
-        The kernel patches what is watched behind a breakpoint, and QEMU 7.2 can go on running one that it
+        The kernel patches what is watched behind a breakpoint, and QEMU can go on running one that it has
         translated just before it was overwritten.
 
         Raises:

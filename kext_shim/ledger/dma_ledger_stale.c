@@ -5,17 +5,19 @@
  * A call that others make meanwhile is patched behind an int3, which is
  * overwritten at last (arch/x86/kernel/alternative.c: text_poke_bp_batch).
  * Once every CPU has been interrupted after that, none can meet it any more.
- * So it is with processors.  QEMU 7.2 translates code without a lock on its
- * page (accel/tcg/translate-all.c: tb_gen_code): what one CPU has read before
- * another one overwrote it is filed for all of them afterwards, and run until
- * somebody writes there again.  An int3 that the kernel does not know any more
- * is the end of it, or before 6.3 is tried again for ever.
+ * So it is with processors.  QEMU drops what it has translated of a place
+ * before it stores there, and holds no lock until it has stored
+ * (accel/tcg/cputlb.c: notdirty_write): what another CPU translates in between
+ * stays, for all of them, until somebody stores there again.  The kernel does
+ * not know that int3 any more, and dies of it, or before 6.3 tries it again
+ * for ever.
  *
- * So write there again what is there, which makes QEMU forget what it has
- * filed.  To do so once is enough when a place has been patched: what was read
- * too early is filed before its reader is interrupted.  Until then there is a
- * probe on every place.  It is disabled, so nothing is ever patched for it,
- * but the kernel asks it about each int3 there that nobody else wanted.
+ * So store there again what is there.  To do so once is enough when a place
+ * has been patched: no CPU can be interrupted while it translates, so whatever
+ * was read too early has been kept by then.  Until then there is a probe on
+ * every place.  It is disabled, so nothing is ever patched for it, but the
+ * kernel asks it about each int3 there that nobody else wanted
+ * (arch/x86/kernel/kprobes/core.c: kprobe_int3_handler).
  */
 #include <linux/atomic.h>
 #include <linux/kprobes.h>
