@@ -184,6 +184,18 @@ class Ledger:
         """
         return self.info()["missed"]
 
+    @property
+    def stale(self) -> int:
+        """Breakpoints that CPUs met after the kernel had taken them away, seen from outside; none did harm.
+
+        The kernel patches what is watched behind a breakpoint, and QEMU can go on running one that it has
+        translated just before it was overwritten.
+
+        Raises:
+            LedgerGone: the guest was restored.
+        """
+        return self._header_field("stale")
+
     def drain(self) -> list[Event]:
         """Read what was written since the last time, and give its room back to the ring.
 

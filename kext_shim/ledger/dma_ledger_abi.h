@@ -219,11 +219,13 @@ struct dma_ledger_module {
  * @produced: records numbered so far
  * @consumed: records read so far; the reader's
  * @lost: records that found no room
+ * @stale: breakpoints that were met after they had been taken away
  */
 struct dma_ledger_header {
 	__u64 produced;
 	__u64 consumed;
 	__u64 lost;
+	__u64 stale;
 };
 
 /**

@@ -18,6 +18,7 @@
 #include <linux/rcupdate.h>
 
 #include "dma_ledger_detour.h"
+#include "dma_ledger_stale.h"
 
 /* A power of two, sparse enough that most lookups are one comparison. */
 #define PLACES_BITS 8
@@ -157,8 +158,24 @@ ledger_function *ledger_detour_past(unsigned long address)
  */
 int ledger_detours_open(void)
 {
+	unsigned long addresses[LEDGER_DETOURS];
+	unsigned int i, count = 0;
+	int error;
+
 	/* Without a filter every function of the kernel would be traced. */
-	return detours ? register_ftrace_function(&ops) : -ENOENT;
+	if (!detours)
+		return -ENOENT;
+	for (i = 0; i < PLACES; i++)
+		if (places[i].address)
+			addresses[count++] = places[i].address;
+	error = ledger_stale_guard(addresses, count);
+	if (error)
+		return error;
+	error = register_ftrace_function(&ops);
+	ledger_stale_drop();
+	if (error)
+		ledger_stale_unguard();
+	return error;
 }
 
 /** ledger_detours_close - end; nobody is in our functions when this returns */
@@ -166,6 +183,8 @@ void ledger_detours_close(void)
 {
 	unregister_ftrace_function(&ops);
 	ftrace_free_filter(&ops);
+	ledger_stale_drop();
+	ledger_stale_unguard();
 	while (atomic_read(&under_way))
 		msleep(1);
 	/* Who has left us just now may have an instruction of ours to go. */

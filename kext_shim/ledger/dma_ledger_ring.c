@@ -124,6 +124,12 @@ void ledger_ring_commit(void *slot, u64 number)
 	smp_store_release((u64 *)slot, number + 1);
 }
 
+/** ledger_ring_count_stale - count one more, from any context */
+void ledger_ring_count_stale(void)
+{
+	atomic64_inc((atomic64_t *)&header->stale);
+}
+
 /**
  * ledger_ring_describe - say where the ring is and how full
  * @info: its fields about the ring are filled in

@@ -13,6 +13,7 @@ void ledger_ring_destroy(void);
 u64 ledger_ring_reserve(u64 records);
 void *ledger_ring_slot(u64 number);
 void ledger_ring_commit(void *slot, u64 number);
+void ledger_ring_count_stale(void);
 void ledger_ring_describe(struct dma_ledger_info *info);
 
 #endif /* DMA_LEDGER_RING_H */
