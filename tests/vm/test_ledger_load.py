@@ -127,7 +127,7 @@ def _late(tmp_path, monkeypatch):
     """Every QEMU that is started has translators lose a race against stores: see ``late/late.c``."""
     library = tmp_path / "late.so"
     source = Path(__file__).with_name("late") / "late.c"
-    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, source, "-ldl"], check=True)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", library, source, "-ldl"], check=True)
     monkeypatch.setenv("LD_PRELOAD", str(library))
 
 
