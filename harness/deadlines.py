@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from harness.errors import BadInput
+from harness.kconfig import options_on
 
 #: Seconds of processor time in which a Debian cloud kernel with one CPU boots under TCG on the host that the
 #: constants of `Deadlines` were chosen on; with nothing beside it a clock on the wall shows the same.
@@ -163,9 +164,5 @@ def crowd_now() -> float:
 
 def checkers_of(config: Path | None) -> tuple[str, ...]:
     """Return the options of a kernel configuration that make a kernel slow; none when it cannot be read."""
-    try:
-        lines = config.read_text(errors="replace").splitlines() if config is not None else []
-    except OSError:
-        return ()
-    on = {line.removesuffix("=y") for line in lines if line.endswith("=y")}
-    return tuple(name for name in _CHECKERS if name in on)
+    on = options_on(config) if config is not None else None
+    return tuple(name for name in _CHECKERS if name in (on or ()))

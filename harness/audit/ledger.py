@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from harness.audit.events import Decoder, Event
 from harness.errors import BadInput, HarnessError
 from harness.images import Kernel, Layouts, ModuleBuild, Progress, build_module, source_root
+from harness.kconfig import options_on
 from harness.link import Guest
 
 NAME = "dma_ledger"
@@ -51,10 +52,8 @@ def build_ledger(kernel: Kernel, progress: Progress) -> ModuleBuild:
 def _check_config(kernel: Kernel) -> None:
     """Say in words what the compiler would say in errors."""
     config = kernel.headers / "include/config/auto.conf"
-    if not config.is_file():
-        return
-    on = {line.removesuffix("=y") for line in config.read_text(encoding="utf-8").splitlines()}
-    missing = [option for option in _NEEDED if option not in on]
+    on = options_on(config)
+    missing = [option for option in _NEEDED if on is not None and option not in on]
     if missing:
         raise BadInput(
             f"drivers cannot be audited on {kernel.release}: the ledger has nothing to see calls by",

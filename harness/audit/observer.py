@@ -10,6 +10,7 @@ from harness.audit.outside import Outside
 from harness.audit.sysfs import BoundDevice, past_the_dma_api
 from harness.errors import HarnessError
 from harness.forensics import KernelLog, Splat, deduplicated, splats
+from harness.kconfig import options_on
 from harness.link import Guest
 from harness.oracle import Oracle, OracleError
 from harness.vm import QmpRefused
@@ -132,8 +133,8 @@ class Observations:
 
 
 def _zeroing(guest: Guest) -> bool:
-    config = guest.image.kernel.headers / ".config"
-    default = config.is_file() and "CONFIG_INIT_ON_ALLOC_DEFAULT_ON=y" in config.read_text(encoding="utf-8")
+    on = options_on(guest.image.kernel.headers / ".config")
+    default = "CONFIG_INIT_ON_ALLOC_DEFAULT_ON" in (on or ())
     try:
         words = guest.read_file("/proc/cmdline").decode().split()
     except HarnessError:

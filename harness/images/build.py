@@ -16,6 +16,7 @@ from harness.images.paths import source_root
 from harness.images.progress import Progress
 from harness.images.run import ProgramFailed, clean_environment, need, run
 from harness.images.store import Store, cache_errors
+from harness.kconfig import options_on
 
 BUILD_TIMEOUT = 600.0
 """Seconds for one build: a module takes about 2, 20 on a loaded machine."""
@@ -221,8 +222,7 @@ def build_agent(progress: Progress, source: Path | None = None) -> AgentBuild:
 def _kernel_compiler(kernel: Kernel) -> tuple[str, tuple[str, ...]]:
     """Return the compiler the headers ask for and what make has to be told."""
     flags = ["CONFIG_DEBUG_INFO_BTF_MODULES="]  # BTF would need pahole, and nobody reads it here
-    configuration = kernel.headers / "include/config/auto.conf"
-    if configuration.is_file() and "CONFIG_CC_IS_CLANG=y" in configuration.read_text(encoding="utf-8"):
+    if "CONFIG_CC_IS_CLANG" in (options_on(kernel.headers / "include/config/auto.conf") or ()):
         return need("clang", "clang"), (*flags, "LLVM=1")
     variables = kernel.headers / ".kernelvariables"
     named = re.search(r"gcc-\d+", variables.read_text(encoding="utf-8")) if variables.is_file() else None
@@ -232,10 +232,8 @@ def _kernel_compiler(kernel: Kernel) -> tuple[str, tuple[str, ...]]:
 
 def _debug_flags(kernel: Kernel) -> tuple[str, ...]:
     """Return what gives a module DWARF, which the layouts are read from, where the kernel has none itself."""
-    configuration = kernel.headers / "include/config/auto.conf"
-    if not configuration.is_file():
-        return ()
-    return () if "CONFIG_DEBUG_INFO=y" in configuration.read_text(encoding="utf-8").splitlines() else ("-g",)
+    on = options_on(kernel.headers / "include/config/auto.conf")
+    return () if on is None or "CONFIG_DEBUG_INFO" in on else ("-g",)
 
 
 def _compiler_version(compiler: str) -> str:

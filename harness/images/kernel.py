@@ -16,6 +16,7 @@ from harness.images.bzimage import NoElfInside, kernel_release, uncompressed_elf
 from harness.images.progress import Progress
 from harness.images.recipes import KernelSelector, Recipe, default_recipe, find_recipe, load_recipes
 from harness.images.store import Store, cache_errors, read_json, write_json
+from harness.kconfig import options_on
 
 _SCHEMA = 1
 """Raised when entries made by older code must not be used."""
@@ -315,8 +316,7 @@ def _custom(store: Store, vmlinuz: Path, modules: Path, headers: Path, progress:
 
 
 def _custom_boot_image(store: Store, vmlinuz: Path, headers: Path, progress: Progress) -> tuple[Path, str]:
-    config = headers / ".config"
-    if config.is_file() and "CONFIG_KASAN=y" in config.read_text(errors="replace").splitlines():
+    if "CONFIG_KASAN" in (options_on(headers / ".config") or ()):
         # In 6.1 arch/x86/platform/pvh is instrumented as well, and runs before there is any shadow memory:
         # a triple fault without a word. 6.12 leaves it out.
         return vmlinuz, "the PVH entry of a kernel with KASAN may not work"
